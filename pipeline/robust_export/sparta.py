@@ -1,0 +1,225 @@
+"""Sparta: a spatially attentive, input-dependent extension of ReLU.
+
+    Sparta(x; w, b) = relu(x) * (2 * sigmoid(w (*) x + b))
+
+`(*)` is a depthwise cross-correlation of stride 1 with zero padding k // 2. The gate lies in
+[0, 2]; w = 0, b = 0 makes it exactly 1 and the function exactly ReLU.
+
+The idea (spatially attentive, input-dependent, transferable between CNNs and data sets) is that of
+Purohit et al., arXiv 2105.08269; this closed form is this project's own (see docs/sparta.md).
+
+This file is the reference: the ONNX function body and every kernel are tested against it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+
+import safetensors
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robust_export.errors import InvalidValue, SpartaMismatch
+from robust_export.files import write_atomically
+
+DOMAIN = "ai.sparta"  # of the ONNX operator
+OPERATOR = "Sparta"
+VERSION = 1
+
+FILE_FORMAT = "robust-export/sparta-function"
+
+
+def sparta(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return relu(x) * (2 * sigmoid(weight (*) x + bias)).
+
+    Args:
+        x: [N, C, H, W], float32, float16 or bfloat16 (float64 is accepted, for tests).
+        weight: [C, 1, k, k], depthwise kernel, k odd.
+        bias: [C].
+
+    Returns:
+        [N, C, H, W] in the dtype of `x`. The gate and the product are computed in float32 (float64
+        for a float64 `x`) and rounded once.
+
+    Raises:
+        InvalidValue: if the shapes do not fit each other.
+    """
+    check_shapes(tuple(x.shape), tuple(weight.shape), tuple(bias.shape))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # Autocast would round the gate's input to half precision, whatever dtype it is given.
+    autocast = torch.is_autocast_enabled(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
+        wide_x = x.to(wide)
+        padding = weight.shape[-1] // 2
+        attention = F.conv2d(wide_x, weight.to(wide), bias.to(wide), padding=padding, groups=weight.shape[0])
+        gate = 2 * torch.sigmoid(attention)  # the gate is doubled, not x: float16 would overflow
+        return (F.relu(wide_x) * gate).to(x.dtype)
+
+
+def check_shapes(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...]) -> None:
+    """Raise InvalidValue unless x, weight and bias are [N, C, H, W], [C, 1, k, k], [C], k odd."""
+    if len(x) != 4:
+        raise InvalidValue(f"Sparta needs x of shape [N, C, H, W]; received {list(x)}")
+    channels, kernel = x[1], weight[-1] if weight else 0
+    if weight != (channels, 1, kernel, kernel) or kernel % 2 == 0:
+        raise InvalidValue(
+            f"Sparta needs a weight of shape [{channels}, 1, k, k] with k odd for x of shape "
+            f"{list(x)}; received {list(weight)}"
+        )
+    if bias != (channels,):
+        raise InvalidValue(f"Sparta needs a bias of shape [{channels}]; received {list(bias)}")
+
+
+class Sparta(nn.Module):
+    """The Sparta activation with its learnt gate; it starts as ReLU (weight and bias are zero).
+
+    Args:
+        channels: C, the width of the planes it attends to.
+        kernel_size: k, the odd side of the neighbourhood the gate reads. 1 makes it a rectified
+            per-channel Swish, 2 * relu(x) * sigmoid(w * x + b).
+
+    Shape: [N, C, H, W] to [N, C, H, W], dtype kept.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        if channels < 1:
+            raise InvalidValue(f"Sparta needs at least one channel; received {channels}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise InvalidValue(f"Sparta needs an odd kernel_size of 1 or more; received {kernel_size}")
+        self.weight = nn.Parameter(torch.zeros(channels, 1, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    @property
+    def channels(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def kernel_size(self) -> int:
+        return self.weight.shape[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            result: Tensor = torch.onnx.ops.symbolic(
+                f"{DOMAIN}::{OPERATOR}",
+                (x, self.weight, self.bias),
+                {"channels": self.channels},
+                dtype=x.dtype,
+                shape=x.shape,
+                version=VERSION,
+            )
+            return result
+        return sparta(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, kernel_size={self.kernel_size}"
+
+
+# --- A Sparta function: the table {key: (w, b)} of a network, key a width or a site's name ---
+
+
+def sparta_modules(module: nn.Module) -> dict[str, Sparta]:
+    """Return the network's distinct Sparta modules by the first name each goes by."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, Sparta)}
+
+
+def sparta_table(module: nn.Module) -> dict[str, Sparta]:
+    """Return the network's Sparta function: its modules keyed by width, or by site.
+
+    Keys are widths (`"64"`) where every width has one module, sites' names otherwise.
+
+    Raises:
+        SpartaMismatch: if the network has no Sparta.
+    """
+    modules = sparta_modules(module)
+    if not modules:
+        raise SpartaMismatch("this network has no Sparta activation: build it as <backbone>_sparta")
+    by_width = {str(child.channels): child for child in modules.values()}
+    return by_width if len(by_width) == len(modules) else modules
+
+
+def freeze_sparta(module: nn.Module) -> None:
+    """Stop the network's Sparta function from learning (its gradients are not computed)."""
+    for child in sparta_modules(module).values():
+        child.requires_grad_(False)
+
+
+def save_sparta(module: nn.Module, path: str | Path) -> Path:
+    """Write the network's Sparta function, and nothing else of it, to a safetensors file."""
+    table = sparta_table(module)
+    tensors = {
+        f"{key}.{name}": tensor.detach().to("cpu").contiguous()
+        for key, child in table.items()
+        for name, tensor in child.named_parameters()
+    }
+    share = "width" if all(key.isdecimal() for key in table) else "site"
+    metadata = {"format": FILE_FORMAT, "version": str(VERSION), "share": share}
+    return write_atomically(path, save(tensors, metadata))
+
+
+def load_sparta(module: nn.Module, path: str | Path) -> None:
+    """Load a Sparta function into a network that has every width (or site) it needs.
+
+    A function may know more widths than the network has; those are left out.
+
+    Raises:
+        SpartaMismatch: if `path` holds no Sparta function, or one that lacks a width of the
+            network or has another kernel size; the message lists both sides.
+    """
+    saved = _read_table(Path(path))
+    table = sparta_table(module)
+    missing = sorted(table.keys() - saved.keys(), key=lambda key: (len(key), key))
+    if missing:
+        raise SpartaMismatch(
+            f"the Sparta function in {path} does not fit this network: it lacks "
+            f"{', '.join(missing)}\n  network has:  {', '.join(table)}\n"
+            f"  function has: {', '.join(saved)}\n"
+            "Train one on a backbone that has these widths, or share gates the same way."
+        )
+    for key, child in table.items():
+        for name, parameter in child.named_parameters():
+            tensor = saved[key].get(name)
+            if tensor is None or tensor.shape != parameter.shape:
+                found = "nothing" if tensor is None else list(tensor.shape)
+                raise SpartaMismatch(
+                    f"{path}: {key}.{name} has shape {found}, the network needs "
+                    f"{list(parameter.shape)} (is the kernel size the same?)"
+                )
+    with torch.no_grad():
+        for key, child in table.items():
+            for name, parameter in child.named_parameters():
+                parameter.copy_(saved[key][name])
+
+
+def _read_table(path: Path) -> Mapping[str, Mapping[str, Tensor]]:
+    table: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            for full_name in file.keys():  # noqa: SIM118 (not a dict)
+                key, _, name = full_name.rpartition(".")
+                table.setdefault(key, {})[name] = file.get_tensor(full_name)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise SpartaMismatch(f"{path} cannot be read as a Sparta function: {error}") from error
+    if metadata.get("format") != FILE_FORMAT:
+        raise SpartaMismatch(
+            f"{path} is not a Sparta function (format {metadata.get('format')!r}, expected "
+            f"{FILE_FORMAT!r}); give the sparta.safetensors of a bundle"
+        )
+    return table
+
+
+class _Room(ModuleType):
+    """Makes `robust_export.sparta` both this module and the function, whichever is asked for."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return sparta(x, weight, bias)
+
+
+sys.modules[__name__].__class__ = _Room
