@@ -1,0 +1,177 @@
+"""A bundle: the folder exported/<name>/ with a trained model and everything derived from it.
+
+manifest.json lists every file with its digest. A bundle without a manifest is unfinished; one whose
+files differ from their digests is refused. Nothing here imports torch: servers read bundles too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from robust_export.config import Recipe, Threat, build, load_recipe, parse
+from robust_export.errors import BundleError
+from robust_export.files import sha256, write_json
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+HOME = Path("exported")
+
+REQUIRED: dict[str, type] = {
+    "schema": int, "name": str, "created": str, "model": str, "labels": list, "input": dict,
+    "output": dict, "preprocessing": dict, "threat": dict, "provenance": dict, "files": dict,
+}  # fmt: skip
+
+PACKAGES = ("torch", "timm", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "pyautoattack")
+
+
+class Bundle:
+    """An opened bundle whose files have been checked against their digests."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, name_or_path: str | Path) -> Bundle:
+        """Open `exported/<name>` or a path, and check every file that the manifest lists.
+
+        Raises:
+            BundleError: if it is missing, unfinished, altered, or of a newer schema.
+        """
+        path = locate(name_or_path)
+        bundle = cls(path, _read_manifest(path))
+        for file in bundle.manifest["files"]:
+            bundle.check(file)
+        return bundle
+
+    @classmethod
+    def create(cls, path: Path, manifest: Mapping[str, Any], files: Mapping[str, str]) -> Bundle:
+        """Finish the bundle in `path`: write the manifest that makes it one.
+
+        Args:
+            files: the kind of every file that is part of it, by name.
+        """
+        entries = {name: _entry(path / name, kind) for name, kind in files.items()}
+        bundle = cls(path, {"schema": SCHEMA, **manifest, "files": entries})
+        bundle._write()
+        return bundle
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.manifest["labels"])
+
+    @property
+    def threat(self) -> Threat:
+        return build(Threat, self.manifest["threat"], f"{self.path}/{MANIFEST}: threat")
+
+    def recipe(self) -> Recipe:
+        """Return the recipe that the bundle was trained by."""
+        return parse(load_recipe(self.file("recipe.toml")), str(self.path / "recipe.toml"))
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file that the manifest lists.
+
+        Raises:
+            BundleError: if the bundle has no such file.
+        """
+        if name not in self.manifest["files"]:
+            have = ", ".join(self.manifest["files"])
+            raise BundleError(f"bundle {self.path} has no {name}; it has {have}")
+        return self.path / name
+
+    def files(self, kind: str) -> list[str]:
+        """Return the names of the files of a kind: "weights", "onnx", ..."""
+        return [name for name, entry in self.manifest["files"].items() if entry["kind"] == kind]
+
+    def add(self, name: str, kind: str, **facts: Any) -> Path:
+        """List a file that was written into the bundle, with its digest."""
+        self.manifest["files"][name] = _entry(self.path / name, kind, **facts)
+        self._write()
+        return self.path / name
+
+    def check(self, name: str) -> None:
+        """Raise BundleError unless the file is there and as it was when it was listed."""
+        entry, path = self.manifest["files"][name], self.path / name
+        if not path.is_file():
+            raise BundleError(
+                f"bundle {self.path} lacks {name}, which its manifest lists: restore it, or make "
+                "the bundle again"
+            )
+        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            raise BundleError(
+                f"{path} was altered: its SHA-256 is {sha256(path)[:16]}..., the manifest says "
+                f"{entry['sha256'][:16]}... Restore the file, or make the bundle again."
+            )
+
+    def _write(self) -> None:
+        write_json(self.path / MANIFEST, self.manifest)
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """Return the folder of a bundle: a path as it is, a name under exported/."""
+    path = Path(name_or_path)
+    return path if path.is_dir() or len(path.parts) > 1 else HOME / path
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on."""
+    found = {"robust-export": metadata.version("robust-export")}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _entry(path: Path, kind: str, **facts: Any) -> dict[str, Any]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size, "kind": kind, **facts}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        there = sorted(entry.parent.name for entry in path.parent.glob(f"*/{MANIFEST}"))
+        have = f"there is {', '.join(there)}" if there else "there is none yet"
+        raise BundleError(
+            f"no bundle at {path} ({have}). Train one with `robust-export train --model NAME`, or "
+            "give its path."
+        )
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleError(
+            f"{path} is unfinished: it has no {MANIFEST}. If a training run was interrupted, go on "
+            "with the same command and --resume."
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read: {error}. Restore it, or train again.") from None
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise BundleError(
+            f"{file} has schema {schema}, this robust-export reads up to {SCHEMA}: it was made by a "
+            "newer version; upgrade robust-export."
+        )
+    for key, kind in REQUIRED.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
+            raise BundleError(f"{file} is damaged: {key!r} is missing or no {kind.__name__}")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not {"sha256", "bytes", "kind"} <= entry.keys():
+            raise BundleError(f"{file} is damaged: the entry of {name} is incomplete")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"{file} is damaged: {name} lies outside the bundle")
+    return manifest

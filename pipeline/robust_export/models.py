@@ -1,0 +1,291 @@
+"""Builds a classifier by name: pixels in [0, 1] to logits, any timm CNN, any activation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from robust_export.activations import ACTIVATIONS, Share, convertible_backbones, replace_activations
+from robust_export.bundle import Bundle
+from robust_export.config import Model, SpartaOptions
+from robust_export.errors import BundleError, InvalidValue, UnsupportedModel, unknown
+from robust_export.sparta import Sparta, freeze_sparta, load_sparta
+
+SHORT_NAMES = {f"r{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
+
+SMALL_IMAGE = 64  # pixels; up to this size the first convolution keeps the resolution
+
+STEM_POOLS = ("maxpool", "stem.pool", "features.pool0", "layer0.pool", "features.conv1_pool")
+
+
+class PixelClassifier(nn.Module):
+    """Normalisation and a backbone: pixels [N, C, H, W] in [0, 1] to logits [N, K]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, name: str, backbone: nn.Module, mean: list[float], std: list[float], *,
+        num_classes: int, image_size: int, in_chans: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.name = name
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.in_chans = in_chans
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.backbone((pixels - self.mean) / self.std)
+        return logits
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return (timm name, activation) of a model's name: "r18_sparta" is ("resnet18", "sparta").
+
+    Raises:
+        UnknownName: naming the nearest model that there is.
+    """
+    backbone, _, activation = name.rpartition("_")
+    backbone = SHORT_NAMES.get(backbone, backbone)
+    if activation not in ACTIVATIONS or not timm.is_model(backbone):
+        known = {*timm.list_models(), *SHORT_NAMES}
+        endings = [activation] if activation in ACTIVATIONS else ["sparta", "relu"]
+        candidates = [f"{stem}_{ending}" for stem in known for ending in endings]
+        raise unknown(
+            "model", name, candidates,
+            "A model's name is <backbone>_<activation>, a timm name (or r18, r34, r50) and one of "
+            f"{', '.join(ACTIVATIONS)}; `robust-export models` lists them.",
+        )  # fmt: skip
+    return backbone, activation
+
+
+def model_names() -> list[str]:
+    """Return every name that `create_model` takes, short forms included."""
+    backbones = [*SHORT_NAMES, *convertible_backbones()]
+    return [f"{backbone}_{activation}" for backbone in backbones for activation in ACTIVATIONS]
+
+
+def create_model(
+    name: str,
+    num_classes: int = 10,
+    image_size: int = 32,
+    in_chans: int = 3,
+    *,
+    share: Share = "width",
+    kernel_size: int = 3,
+    **timm_options: Any,
+) -> PixelClassifier:
+    """Build a network with random weights whose activations are those its name ends in.
+
+    Images of up to 64 pixels get the small stem of CIFAR networks: the first convolution is 3x3
+    with stride 1, and the stem's max-pool is dropped. Normalisation is the backbone's own.
+
+    Args:
+        name: `<backbone>_<activation>`, such as "r18_sparta" or "mobilenetv3_large_100_relu".
+        num_classes: K of the logits [N, K].
+        image_size: H = W of the pixels [N, in_chans, H, W] in [0, 1].
+        share, kernel_size: of Sparta, see `replace_activations`.
+        timm_options: keyword arguments of the timm model, such as `channels`.
+
+    Raises:
+        UnknownName: for a name that is no model.
+        UnsupportedModel: for a backbone that cannot be built or has no activation on a plane.
+    """
+    timm_name, activation = split_name(name)
+    backbone = _build_backbone(timm_name, num_classes, image_size, in_chans, timm_options)
+    try:
+        replace_activations(
+            backbone, activation, share=share, kernel_size=kernel_size,
+            image_size=image_size, in_chans=in_chans,
+        )  # fmt: skip
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{name}: {error}") from error
+    mean, std = _normalisation(timm_name, in_chans)
+    return PixelClassifier(
+        name, backbone, mean, std,
+        num_classes=num_classes, image_size=image_size, in_chans=in_chans,
+    )  # fmt: skip
+
+
+def build_model(spec: Model, options: SpartaOptions, num_classes: int) -> PixelClassifier:
+    """Build the network of a recipe and start it from what the recipe says (`init`, `load`)."""
+    model = create_model(
+        spec.name, num_classes, spec.image_size, spec.in_chans,
+        share=options.share, kernel_size=options.kernel_size, **spec.options,
+    )  # fmt: skip
+    if spec.init != "random":
+        load_initial_weights(model, spec.init)
+    if options.load:
+        load_sparta(model, options.load)
+    if options.freeze:
+        freeze_sparta(model)
+    return model
+
+
+def load(bundle: str | Path | Bundle) -> PixelClassifier:
+    """Return a bundle's trained network, in eval mode and float32.
+
+    Raises:
+        BundleError: if the bundle is missing, half-written, altered or does not fit its recipe.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    recipe = opened.recipe()
+    model = create_model(
+        recipe.model.name, len(opened.labels), recipe.model.image_size, recipe.model.in_chans,
+        share=recipe.sparta.share, kernel_size=recipe.sparta.kernel_size, **recipe.model.options,
+    )  # fmt: skip
+    try:
+        load_tensors(model, safetensors.torch.load_file(opened.file("weights.safetensors")))
+    except (safetensors.SafetensorError, InvalidValue) as error:
+        raise BundleError(f"{opened.path}: weights.safetensors does not fit: {error}") from error
+    return model.eval()
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's parameters and buffers, each once, by the first name it goes by."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def load_tensors(module: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Copy `saved` into the module's parameters and buffers.
+
+    Raises:
+        InvalidValue: unless names and shapes are exactly those of `tensors(module)`.
+    """
+    own = tensors(module)
+    if missing := sorted(own.keys() ^ saved.keys()):
+        raise InvalidValue(f"{len(missing)} tensors are on one side only: {', '.join(missing[:5])}")
+    for name, tensor in own.items():
+        if tensor.shape != saved[name].shape:
+            raise InvalidValue(f"{name} is {list(saved[name].shape)}, expected {list(tensor.shape)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
+    """Start from timm's pretrained weights ("pretrained") or from a .safetensors file.
+
+    A file may be a bundle's weights.safetensors or a timm checkpoint of the backbone. The stem of
+    small images and a classifier of another number of classes cannot be taken over; they keep
+    their random start. Sparta activations that the weights do not know stay ReLU.
+
+    Returns:
+        The names of the tensors that were not taken over.
+
+    Raises:
+        UnsupportedModel: if the weights cannot be had or do not fit the backbone.
+    """
+    timm_name, _ = split_name(model.name)
+    saved = _pretrained(timm_name, model.in_chans) if init == "pretrained" else _read_weights(init)
+    own = {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
+    saved = {name.removeprefix("backbone."): tensor for name, tensor in saved.items()}
+    fits = {name for name in own if name in saved and own[name].shape == saved[name].shape}
+    left = [name for name in tensors(model.backbone) if name not in fits]
+    config = _timm_config(timm_name)
+    may_stay = (*_names(config.first_conv), *_names(config.classifier))
+    sparta_names = {f"{name}.{part}" for name in _sparta_names(model.backbone) for part in ("weight", "bias")}
+    wrong = [
+        name for name in left
+        if not name.startswith(may_stay) and not (name in sparta_names and name not in saved)
+    ]  # fmt: skip
+    if wrong:
+        raise UnsupportedModel(
+            f"the weights in {init} do not fit {model.name}: {len(wrong)} tensors are missing or of "
+            f"another shape, the first is {wrong[0]}. Give weights of the same backbone."
+        )
+    with torch.no_grad():
+        for name in fits:
+            own[name].copy_(saved[name])
+    return left
+
+
+def _build_backbone(
+    timm_name: str, num_classes: int, image_size: int, in_chans: int, options: dict[str, Any]
+) -> nn.Module:
+    try:
+        backbone: nn.Module = timm.create_model(
+            timm_name, num_classes=num_classes, in_chans=in_chans, **options
+        )
+    except TypeError as error:
+        raise UnsupportedModel(
+            f"timm cannot build {timm_name} with {options}: {error}. Keys of [model] other than "
+            "name, image_size, in_chans and init go to timm as keyword arguments."
+        ) from error
+    if image_size <= SMALL_IMAGE:
+        _keep_resolution(backbone, timm_name)
+    return backbone
+
+
+def _keep_resolution(backbone: nn.Module, timm_name: str) -> None:
+    """Give the backbone the stem of CIFAR networks, whose first stage sees every pixel."""
+    for name in _names(_timm_config(timm_name).first_conv):
+        conv = backbone.get_submodule(name)
+        if not isinstance(conv, nn.Conv2d) or conv.stride == (1, 1):
+            continue
+        if conv.kernel_size == (1, 1):
+            conv.stride = (1, 1)
+            continue
+        small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
+        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+        backbone.set_submodule(name, small)
+    for name in STEM_POOLS:
+        if name in dict(backbone.named_modules()):
+            backbone.set_submodule(name, nn.Identity())
+
+
+def _timm_config(timm_name: str) -> Any:
+    """Return what timm knows of a network: its normalisation, the names of its first and last layer."""
+    return timm.get_pretrained_cfg(timm_name)
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def _sparta_names(module: nn.Module) -> list[str]:
+    named = module.named_modules(remove_duplicate=False)
+    return [name for name, child in named if isinstance(child, Sparta)]
+
+
+def _normalisation(timm_name: str, in_chans: int) -> tuple[list[float], list[float]]:
+    """Return the backbone's own mean and std, averaged where the images are not RGB."""
+    config = _timm_config(timm_name)
+    mean, std = list(config.mean), list(config.std)
+    if in_chans != len(mean):
+        mean, std = [fmean(mean)] * in_chans, [fmean(std)] * in_chans
+    return mean, std
+
+
+def _pretrained(timm_name: str, in_chans: int) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = timm.create_model(
+            timm_name, pretrained=True, in_chans=in_chans
+        ).state_dict()
+    except Exception as error:  # the hub's client and timm raise many kinds
+        raise UnsupportedModel(
+            f"timm's pretrained weights of {timm_name} cannot be had: "
+            f"{str(error).strip().splitlines()[0]}\n"
+            "Connect to the model hub once, or give a .safetensors file with --init FILE."
+        ) from error
+    return state
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UnsupportedModel(
+            f"initial weights {path!r} cannot be read as a safetensors file: {error}\n"
+            'Give "random", "pretrained" or a .safetensors file.'
+        ) from error
