@@ -1,0 +1,1 @@
+"""Classifiers: what runs a bundle or an artifact, behind one protocol."""
