@@ -1,0 +1,137 @@
+"""AutoAttack (Croce & Hein, arXiv 2003.01690), run by the package `pyautoattack`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pyautoattack import AutoAttack
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from torch import Tensor, nn
+
+from robust_export.config import Threat, Verify
+
+LOGGER = "auto-attack"  # the package's own
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What AutoAttack found.
+
+    Attributes:
+        adversarial: [N, C, H, W], the example that broke an image, the image itself elsewhere.
+        broken_by: the first attack that broke each image, "" for those that stand; "clean" for
+            those that the model gets wrong without any attack.
+        accuracy: robust accuracy after each attack, cumulative, in the order they ran.
+        flags: AutoAttack's own warnings, and attacks that could not run, each once.
+    """
+
+    adversarial: Tensor
+    broken_by: list[str]
+    accuracy: dict[str, float]
+    flags: list[str]
+
+
+def autoattack(
+    model: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    settings: Verify,
+    on_attack: Callable[[str, int], None] = lambda name, images: None,
+) -> AttackResult:
+    """Run the attacks of `settings` one after another, each on the images that still stand.
+
+    Args:
+        model: pixels to logits, in eval mode, on the device of `pixels`.
+        on_attack: is told each attack's name and how many images it is given.
+    """
+    result = pixels.clone()
+    stands = _predict(model, pixels, settings.batch_size) == labels
+    broken_by = ["" if ok else "clean" for ok in stands.tolist()]
+    accuracy: dict[str, float] = {}
+    with _warnings() as flags:
+        classes = model(pixels[:1]).shape[1]
+        for name in _possible(settings.attacks, classes, flags):
+            rest = stands.nonzero().flatten()
+            if len(rest):
+                on_attack(name, len(rest))
+                found = _run(model, name, pixels[rest], labels[rest], threat, settings, classes)
+                _check_budget(found, pixels[rest], threat)
+                fell = _predict(model, found, settings.batch_size) != labels[rest]
+                result[rest[fell]] = found[fell]
+                stands[rest[fell]] = False
+                for index in rest[fell].tolist():
+                    broken_by[index] = name
+            accuracy[name] = int(stands.sum()) / len(labels)
+    return AttackResult(result, broken_by, accuracy, list(dict.fromkeys(flags)))
+
+
+def _run(
+    model: nn.Module, name: str, pixels: Tensor, labels: Tensor, threat: Threat, settings: Verify,
+    classes: int,
+) -> Tensor:  # fmt: skip
+    """Run one attack of the package with the budget of `settings`."""
+    device = pixels.device
+    attack = AutoAttack(
+        model, attacks=[name], version="custom", norm=threat.norm, eps=threat.eps,
+        seed=settings.seed, device=device,
+    )  # fmt: skip
+    common = {
+        "n_iter": settings.iterations, "norm": threat.norm, "eps": threat.eps,
+        "seed": settings.seed, "device": device, "logger": attack.logger,
+    }  # fmt: skip
+    targets = min(settings.targets, classes - 1)
+    attack.apgd = APGDAttack(model, n_restarts=1, **common)
+    attack.apgd_targeted = APGDAttack_targeted(model, n_restarts=1, n_target_classes=targets, **common)
+    attack.fab.n_iter, attack.fab.n_restarts = settings.iterations, 1
+    attack.fab.n_target_classes = targets
+    attack.square.n_queries = settings.queries
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        found, _ = attack.run_standard_evaluation(pixels, labels, batch_size=settings.batch_size)
+    adversarial: Tensor = found.detach()
+    return adversarial
+
+
+def _possible(attacks: Sequence[str], classes: int, flags: list[str]) -> list[str]:
+    """Leave out the attacks whose loss needs more classes than there are, and say so."""
+    needed = {"apgd-dlr": 3, "apgd-t": 4}
+    for name in attacks:
+        if classes < needed.get(name, 2):
+            flags.append(f"{name} needs {needed[name]} classes, there are {classes}: not run")
+    return [name for name in attacks if classes >= needed.get(name, 2)]
+
+
+def _check_budget(found: Tensor, pixels: Tensor, threat: Threat) -> None:
+    """Raise RuntimeError if an attack left its ball or [0, 1]: its examples would count for nothing."""
+    delta = (found - pixels).flatten(1)
+    size = delta.abs().amax(1) if threat.norm == "Linf" else torch.linalg.vector_norm(delta, dim=1)
+    if size.max() > threat.eps * (1 + 1e-5) + 1e-6 or found.min() < 0 or found.max() > 1:
+        raise RuntimeError(f"an attack left its budget: {threat.norm} {size.max():g} > {threat.eps:g}")
+
+
+def _predict(model: nn.Module, pixels: Tensor, batch_size: int) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(chunk).argmax(1) for chunk in pixels.split(batch_size)])
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect the package's warnings instead of printing them."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger, handler = logging.getLogger(LOGGER), Collect(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

@@ -1,0 +1,247 @@
+"""Verification from end to end: attack the source, then judge each artifact on what was found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator
+
+from robust_export.attacks.autoattack import AttackResult, autoattack
+from robust_export.attacks.pgd import pgd
+from robust_export.bundle import Bundle, now, versions
+from robust_export.classifier import Classifier, Pixels
+from robust_export.config import Threat, Verify
+from robust_export.data import load_dataset
+from robust_export.device import find_device
+from robust_export.errors import ArtifactError, BundleError, InvalidValue
+from robust_export.files import sha256, write_json
+from robust_export.models import load
+from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.runtimes.pytorch import PyTorchClassifier
+from robust_export.sparta import sparta_modules
+from robust_export.verification.gates import Correct, judge, measure_drop
+from robust_export.verification.parity import Parity, logit_scale, parity
+from robust_export.verification.report import Accuracy, ArtifactReport, Report, SourceReport
+from robust_export.verification.statistics import wilson
+
+GATES = ("max_drop", "max_gap", "min_agreement")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images that source and artifact are compared on, and the source's answers.
+
+    An image's examples are the image itself, what AutoAttack made of it, and a PGD example, so
+    that those that AutoAttack could not break are compared under attack as well.
+    """
+
+    labels: np.ndarray[Any, Any]
+    sets: dict[str, Pixels]  # clean, adversarial, noise: [N, C, H, W] each
+    examples: list[Pixels]  # on which accuracy under attack is counted
+
+
+def verify(
+    bundle: str | Path | Bundle,
+    artifacts: Sequence[str | Path] = (),
+    *,
+    settings: Verify | None = None,
+    threat: Threat | None = None,
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    write: bool = True,
+    say: Say = lambda line: None,
+) -> Report:
+    """Attack the bundle's network, and judge its artifacts on the examples that were found.
+
+    Args:
+        artifacts: ONNX files, in the bundle or elsewhere; all of the bundle's by default.
+        settings: budgets and gates; the recipe's by default.
+        threat: the attacks' budget; the one that the network was trained for by default.
+        write: keep the report as the bundle's verify.json.
+
+    Raises:
+        BundleError: if the bundle is damaged, or has no artifact yet.
+        ArtifactError: if an artifact is none, or not of this model.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    recipe = opened.recipe()
+    settings, threat = settings or recipe.verify, threat or opened.threat
+    seconds: dict[str, float] = {}
+    files = _artifact_files(opened, artifacts)
+    network = load(opened)
+    classifiers = [open_artifact(file, opened, len(sparta_modules(network))) for file in files]
+    spec = recipe.model
+    images = load_dataset(
+        recipe.data.name, "test", spec.image_size, spec.in_chans, data_dir or recipe.data.dir
+    )
+    count = min(settings.samples or len(images), len(images))
+    pixels, labels = images.batch(range(count))
+    source = PyTorchClassifier(network, find_device(device), settings.batch_size)
+
+    with _timed(seconds, "attack"):
+        attacked = autoattack(
+            source.module, pixels.to(source.device), labels.to(source.device), threat, settings,
+            lambda name, n: say(f"{name}: attacking {n} images"),
+        )  # fmt: skip
+        inputs = _inputs(source, pixels, labels, attacked, threat, settings)
+    with _timed(seconds, "compare"):
+        answers = {name: source(batch) for name, batch in inputs.sets.items()}
+        scale = logit_scale(answers["clean"])
+        source_robust = robust_images(source, inputs)
+        reports = []
+        for file, classifier in zip(files, classifiers, strict=True):
+            say(f"comparing {file.name}")
+            theirs = {name: classifier(batch) for name, batch in inputs.sets.items()}
+            clean = theirs["clean"].argmax(1) == inputs.labels
+            compared = {name: parity(answers[name], theirs[name]) for name in answers}
+            reports.append(
+                _judge_artifact(
+                    opened, file, classifier, compared, (answers["clean"].argmax(1) == inputs.labels, clean),
+                    (source_robust, robust_images(classifier, inputs)), scale, settings,
+                )
+            )  # fmt: skip
+    report = Report(
+        model=opened.name,
+        threat=threat,
+        samples=count,
+        gates={name: getattr(settings, name) for name in GATES},
+        source=SourceReport(
+            clean=_accuracy(answers["clean"].argmax(1) == inputs.labels),
+            robust=_accuracy(source_robust),
+            attacks=attacked.accuracy,
+            budgets={k: v for k, v in asdict(settings).items() if k not in (*GATES, "samples")},
+            flags=attacked.flags,
+            logit_scale=scale,
+        ),
+        artifacts=reports,
+        provenance={
+            "created": now(), "versions": versions(),
+            "data": {"name": images.name, "split": "test", "sha256": images.digest},
+            "weights_sha256": opened.manifest["files"]["weights.safetensors"]["sha256"],
+        },
+        seconds=seconds,
+    )  # fmt: skip
+    if write:
+        write_json(opened.path / "verify.json", report.to_dict())
+        opened.add("verify.json", "report")
+    return report
+
+
+def open_artifact(file: Path, bundle: Bundle, wants_sparta: int) -> OnnxRuntimeClassifier:
+    """Return the artifact as a classifier, once it has proved to be one of this model.
+
+    Raises:
+        ArtifactError: if it is no ONNX classifier, takes other images, has other labels, or lacks
+            the Sparta operator though the network has `wants_sparta` gates.
+    """
+    if file.suffix != ".onnx":
+        raise ArtifactError(f"{file} is no artifact that can be verified; expected an .onnx file")
+    classifier = OnnxRuntimeClassifier(file)
+    spec = bundle.recipe().model
+    plane = (spec.in_chans, spec.image_size, spec.image_size)
+    if classifier.plane != plane:
+        raise ArtifactError(f"{file} takes images {list(classifier.plane)}; {bundle.name} {list(plane)}")
+    if classifier.labels is not None and classifier.labels != bundle.labels:
+        raise ArtifactError(
+            f"{file} has other labels than {bundle.name}:\n  file:  {', '.join(classifier.labels)}\n"
+            f"  model: {', '.join(bundle.labels)}\nExport it again from this bundle."
+        )
+    if classifier.classes != len(bundle.labels):
+        raise ArtifactError(
+            f"{file} has {classifier.classes} classes; {bundle.name} has {len(bundle.labels)}"
+        )
+    if wants_sparta and not classifier.sparta_nodes:
+        raise ArtifactError(
+            f"{file} has no ai.sparta::Sparta node, but {bundle.name} is a Sparta network. Export "
+            "it with `robust-export onnx`."
+        )
+    return classifier
+
+
+def robust_images(classifier: Classifier, inputs: Inputs) -> Correct:
+    """Return which images the classifier gets right on every example there is of them."""
+    right = [classifier(example).argmax(1) == inputs.labels for example in inputs.examples]
+    result: Correct = np.logical_and.reduce(right)
+    return result
+
+
+def _artifact_files(bundle: Bundle, given: Sequence[str | Path]) -> list[Path]:
+    """Return the files to judge; a bare name is looked up in the bundle first."""
+    if not given:
+        names = bundle.files("onnx")
+        if not names:
+            raise BundleError(
+                f"bundle {bundle.path} has no artifact yet. Make one with "
+                f"`robust-export onnx --model {bundle.name}`."
+            )
+        return [bundle.file(name) for name in names]
+    inside = [bundle.path / name for name in given]
+    files = [a if a.is_file() else Path(b) for a, b in zip(inside, given, strict=True)]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ArtifactError(f"there is no artifact {missing[0]}")
+    return files
+
+
+def _inputs(
+    source: PyTorchClassifier, pixels: torch.Tensor, labels: torch.Tensor, attacked: AttackResult,
+    threat: Threat, settings: Verify,
+) -> Inputs:  # fmt: skip
+    generator = Generator().manual_seed(settings.seed)
+    steps = 20
+    chunks = zip(pixels.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
+    descended = torch.cat([
+        pgd(
+            source.module, x.to(source.device), y.to(source.device), threat,
+            steps=steps, step_size=2.5 * threat.eps / steps, generator=generator,
+        ).cpu()
+        for x, y in chunks
+    ])  # fmt: skip
+    fell = torch.tensor([name not in ("", "clean") for name in attacked.broken_by])
+    found = attacked.adversarial.cpu()
+    strongest = torch.where(fell[:, None, None, None], found, descended)
+    noise = torch.rand(pixels.shape, generator=generator)
+    sets = {"clean": pixels, "adversarial": strongest, "noise": noise}
+    arrays = {name: tensor.numpy() for name, tensor in sets.items()}
+    return Inputs(labels.numpy(), arrays, [arrays["clean"], found.numpy(), descended.numpy()])
+
+
+def _judge_artifact(
+    bundle: Bundle, file: Path, classifier: OnnxRuntimeClassifier, compared: dict[str, Parity],
+    clean: tuple[Correct, Correct], robust: tuple[Correct, Correct], scale: float, gates: Verify,
+) -> ArtifactReport:  # fmt: skip
+    clean_drop = measure_drop(*clean, gates.max_drop)
+    robust_drop = measure_drop(*robust, gates.max_drop)
+    verdict = judge(compared, {"clean": clean_drop, "robust": robust_drop}, scale, gates)
+    inside = file.parent == bundle.path
+    return ArtifactReport(
+        file=file.name if inside else str(file), sha256=sha256(file),
+        runtime=classifier.runtime, precision=classifier.precision,
+        sparta_nodes=classifier.sparta_nodes, fused_nodes=classifier.fused_nodes(),
+        parity=compared, clean=_accuracy(clean[1]), robust=_accuracy(robust[1]),
+        attacks={"transfer": float(robust[1].mean())},
+        clean_drop=clean_drop, robust_drop=robust_drop,
+        verdict=verdict.verdict, reasons=verdict.reasons,
+    )  # fmt: skip
+
+
+def _accuracy(correct: Correct) -> Accuracy:
+    right, n = int(correct.sum()), len(correct)
+    if n == 0:
+        raise InvalidValue("there are no test images to verify on; raise --samples")
+    return Accuracy(right / n, wilson(right, n))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - started, 1)
