@@ -1,0 +1,62 @@
+"""What a command says: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console as Terminal
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from robust_export.training import Epoch
+
+WIDTH = 110  # columns, where the output is no terminal
+
+
+class Console:
+    """Prints for people, or with `as_json` one JSON object on standard output."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def say(self, line: str) -> None:
+        """Print a line of progress."""
+        click.echo(line, err=True)
+
+    def show(self, value: dict[str, Any], *tables: Table) -> None:
+        """Print a result: its JSON, or its tables, or a line for each of its entries."""
+        if self.as_json:
+            click.echo(json.dumps(value, allow_nan=False))
+            return
+        terminal = Terminal()
+        if not terminal.is_terminal:
+            terminal = Terminal(width=WIDTH)
+        for table in tables:
+            terminal.print(table)
+        if not tables:
+            for key, entry in value.items():
+                click.echo(f"{key}: {entry}")
+
+    def epoch(self, epoch: Epoch, epochs: int) -> None:
+        """Print how training goes: a line an epoch; on a terminal each takes the last one's place."""
+        left = epoch.seconds * (epochs - epoch.epoch)
+        line = (
+            f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.3f}  val clean {epoch.clean_accuracy:.1%}"
+            f"  robust {epoch.robust_accuracy:.1%}  {_duration(left)} left"
+        )
+        last = epoch.epoch == epochs
+        if sys.stderr.isatty() and not self.as_json:
+            click.echo(f"\r\033[K{line}", err=True, nl=last)
+        else:
+            click.echo(line, err=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )

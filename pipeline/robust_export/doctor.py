@@ -1,0 +1,119 @@
+"""What this machine can do, and what is missing for the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+REQUIRED = (
+    "torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "scikit-learn",
+    "pyautoattack", "click",
+)  # fmt: skip
+
+ORT_INCLUDE = (
+    Path("/usr/include/onnxruntime"),
+    Path("/usr/local/include/onnxruntime"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that the machine has, or lacks."""
+
+    name: str
+    status: Literal["ok", "missing", "optional"]  # optional: missing, and only some commands need it
+    found: str
+    advice: str = ""
+
+
+def examine() -> list[Check]:
+    """Return every check, the required ones first."""
+    return [*_packages(), *_runtime(), *_gpu(), *_building(), _disk()]
+
+
+def _packages() -> Iterator[Check]:
+    version = platform.python_version()
+    enough = sys.version_info >= (3, 11)
+    yield Check("Python", "ok" if enough else "missing", version, "" if enough else "3.11 or later")
+    for package in REQUIRED:
+        found = _version(package)
+        advice = "" if found else f"pip install {package}"
+        yield Check(package, "ok" if found else "missing", found or "not installed", advice)
+
+
+def _runtime() -> Iterator[Check]:
+    both = _version("onnxruntime"), _version("onnxruntime-gpu")
+    if all(both):
+        yield Check(
+            "ONNX Runtime", "missing", "onnxruntime and onnxruntime-gpu, which overwrite each other",
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
+        )  # fmt: skip
+        return
+    if not any(both):
+        yield Check(
+            "ONNX Runtime", "missing", "not installed", "pip install onnxruntime-gpu (or onnxruntime)"
+        )
+        return
+    import onnxruntime
+
+    providers = ", ".join(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
+    yield Check("ONNX Runtime", "ok", f"{onnxruntime.__version__}: {providers}")
+
+
+def _gpu() -> Iterator[Check]:
+    name = _gpu_name()
+    yield Check(
+        "GPU", "ok" if name else "optional", name or "none that PyTorch sees",
+        "" if name else "an NVIDIA GPU and its driver, for training at full size and TensorRT engines",
+    )  # fmt: skip
+    for package in ("tensorrt", "tensorrt-rtx-cu13"):
+        found = _version(package)
+        advice = f"pip install {package}: builds and runs TensorRT engines"
+        yield Check(package, "ok" if found else "optional", found or "not installed", "" if found else advice)
+
+
+def _building() -> Iterator[Check]:
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    advice = "a C++17 compiler (Debian: apt-get install g++), for the fused kernel"
+    yield Check(
+        "C++ compiler", "ok" if compiler else "optional", compiler or "none", "" if compiler else advice
+    )
+    cmake = shutil.which("cmake")
+    yield Check("CMake", "ok" if cmake else "optional", cmake or "none", "" if cmake else "pip install cmake")
+    headers = next((str(path) for path in ORT_INCLUDE if path.is_dir()), None)
+    advice = "libonnxruntime-dev (Debian 13 and later), for the fused kernel"
+    yield Check(
+        "ONNX Runtime headers", "ok" if headers else "optional", headers or "none", "" if headers else advice
+    )
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    enough = free > 2 << 30
+    return Check(
+        "free disk", "ok" if enough else "missing", f"{free / (1 << 30):.1f} GiB",
+        "" if enough else "2 GiB, for checkpoints and artifacts",
+    )  # fmt: skip
+
+
+def _gpu_name() -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
