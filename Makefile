@@ -23,7 +23,7 @@ demo: $(STAMP)  ## train, export and verify on real data, in minutes
 	$(BIN)/robust-export demo
 
 test: $(STAMP)  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

@@ -54,6 +54,11 @@ WITHOUT_PLANES = frozenset(
 WITHOUT_PLANES_PATTERNS = ("*_evos", "*_frn", "pvt_v2_b[0-5]")
 """Names of single networks, in other modules, whose activations are part of a normalisation."""
 
+NO_PLANES = (
+    "has no pointwise activation on an [N, C, H, W] plane, so there is nothing for Sparta to attend "
+    "to. Use a convolutional backbone: `robust-export models` lists them."
+)
+
 Share = Literal["width", "site"]
 Layout = Literal["NCHW", "NHWC"]
 Factory = Callable[[int], nn.Module]  # of an activation, from its number of channels
@@ -130,15 +135,11 @@ def find_sites(module: nn.Module, image_size: int = 128, in_chans: int = 3) -> l
     try:
         small, large = (_record_shapes(module, size, in_chans) for size in (128, 192))
     except Exception:  # a network of one input size; it can fail in any way of its own
-        small, large = {}, _record_shapes(module, image_size, in_chans)
+        small, large = {}, _record_shapes_or_explain(module, image_size, in_chans)
     sites = [_site(name, small.get(name), shapes) for name, shapes in large.items()]
     found = [site for site in sites if site is not None]
     if not found:
-        raise UnsupportedModel(
-            f"{type(module).__name__} has no pointwise activation on an [N, C, H, W] plane, so "
-            "there is nothing for Sparta to attend to. Use a convolutional backbone: "
-            "`robust-export models` lists them."
-        )
+        raise UnsupportedModel(f"{type(module).__name__} {NO_PLANES}")
     return found
 
 
@@ -225,6 +226,17 @@ def _layout(small: tuple[int, ...], large: tuple[int, ...]) -> Layout | None:
         return "NCHW" if b == c > 1 else "NHWC" if a == b > 1 else None
     grows = tuple(a != b for a, b in zip(small[1:], large[1:], strict=True))
     return LAYOUTS.get(grows)
+
+
+def _record_shapes_or_explain(module: nn.Module, image_size: int, in_chans: int) -> dict[str, Shapes]:
+    try:
+        return _record_shapes(module, image_size, in_chans)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedModel(
+            f"{type(module).__name__} does not run on images of {image_size} x {image_size} with "
+            f"{in_chans} channels: {reason}"
+        ) from error
 
 
 def _record_shapes(module: nn.Module, image_size: int, in_chans: int) -> dict[str, Shapes]:

@@ -6,10 +6,9 @@ files differ from their digests is refused. Nothing here imports torch: servers 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ REQUIRED: dict[str, type] = {
     "schema": int, "name": str, "created": str, "model": str, "labels": list, "input": dict,
     "output": dict, "preprocessing": dict, "threat": dict, "provenance": dict, "files": dict,
 }  # fmt: skip
-
-PACKAGES = ("torch", "timm", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "pyautoattack")
 
 
 class Bundle:
@@ -113,6 +110,8 @@ class Bundle:
             )
 
     def _write(self) -> None:
+        """Write the manifest, with the digest of itself that guards it as it guards the files."""
+        self.manifest["sha256"] = _own_digest(self.manifest)
         write_json(self.path / MANIFEST, self.manifest)
 
 
@@ -122,24 +121,14 @@ def locate(name_or_path: str | Path) -> Path:
     return path if path.is_dir() or len(path.parts) > 1 else HOME / path
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that a result depends on."""
-    found = {"robust-export": metadata.version("robust-export")}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _entry(path: Path, kind: str, **facts: Any) -> dict[str, Any]:
     return {"sha256": sha256(path), "bytes": path.stat().st_size, "kind": kind, **facts}
+
+
+def _own_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all that a manifest says but its own digest."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -169,6 +158,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     for key, kind in REQUIRED.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
             raise BundleError(f"{file} is damaged: {key!r} is missing or no {kind.__name__}")
+    if manifest.get("sha256") != _own_digest(manifest):
+        raise BundleError(f"{file} was altered: it differs from its own digest. Restore it, or train again.")
     for name, entry in manifest["files"].items():
         if not isinstance(entry, dict) or not {"sha256", "bytes", "kind"} <= entry.keys():
             raise BundleError(f"{file} is damaged: the entry of {name} is incomplete")

@@ -35,6 +35,7 @@ def fraction(value: Any) -> Any:
 
 
 Norm = Literal["Linf", "L2"]
+AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 Number = Annotated[float, BeforeValidator(fraction)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -129,7 +130,7 @@ class Train:
 class Verify:
     """The attacks' budgets, and the gates that an artifact must pass."""
 
-    attacks: tuple[Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"], ...] = (
+    attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)] = (
         "apgd-ce", "apgd-t", "fab-t", "square",
     )  # fmt: skip
     iterations: Count = 100  # of each gradient attack

@@ -18,11 +18,6 @@ REQUIRED = (
     "pyautoattack", "click",
 )  # fmt: skip
 
-ORT_INCLUDE = (
-    Path("/usr/include/onnxruntime"),
-    Path("/usr/local/include/onnxruntime"),
-)
-
 
 @dataclass(frozen=True)
 class Check:
@@ -72,27 +67,14 @@ def _gpu() -> Iterator[Check]:
     name = _gpu_name()
     yield Check(
         "GPU", "ok" if name else "optional", name or "none that PyTorch sees",
-        "" if name else "an NVIDIA GPU and its driver, for training at full size and TensorRT engines",
+        "" if name else "an NVIDIA GPU and its driver, for training at full size",
     )  # fmt: skip
-    for package in ("tensorrt", "tensorrt-rtx-cu13"):
-        found = _version(package)
-        advice = f"pip install {package}: builds and runs TensorRT engines"
-        yield Check(package, "ok" if found else "optional", found or "not installed", "" if found else advice)
 
 
 def _building() -> Iterator[Check]:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    advice = "a C++17 compiler (Debian: apt-get install g++), for the fused kernel"
-    yield Check(
-        "C++ compiler", "ok" if compiler else "optional", compiler or "none", "" if compiler else advice
-    )
-    cmake = shutil.which("cmake")
-    yield Check("CMake", "ok" if cmake else "optional", cmake or "none", "" if cmake else "pip install cmake")
-    headers = next((str(path) for path in ORT_INCLUDE if path.is_dir()), None)
-    advice = "libonnxruntime-dev (Debian 13 and later), for the fused kernel"
-    yield Check(
-        "ONNX Runtime headers", "ok" if headers else "optional", headers or "none", "" if headers else advice
-    )
+    advice = "" if compiler else "a C++ compiler (Debian: apt-get install g++), for torch.compile"
+    yield Check("C++ compiler", "ok" if compiler else "optional", compiler or "none", advice)
 
 
 def _disk() -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,17 +13,21 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from robust_export.activations import ACTIVATIONS, Share, convertible_backbones, replace_activations
+from robust_export.activations import (
+    ACTIVATIONS,
+    NO_PLANES,
+    Share,
+    convertible_backbones,
+    replace_activations,
+)
 from robust_export.bundle import Bundle
 from robust_export.config import Model, SpartaOptions
 from robust_export.errors import BundleError, InvalidValue, UnsupportedModel, unknown
 from robust_export.sparta import Sparta, freeze_sparta, load_sparta
+from robust_export.stem import SMALL_IMAGE, keep_resolution, names, timm_config
+from robust_export.weights import load_tensors, tensors
 
 SHORT_NAMES = {f"r{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
-
-SMALL_IMAGE = 64  # pixels; up to this size the first convolution keeps the resolution
-
-STEM_POOLS = ("maxpool", "stem.pool", "features.pool0", "layer0.pool", "features.conv1_pool")
 
 
 class PixelClassifier(nn.Module):
@@ -102,6 +107,8 @@ def create_model(
         UnsupportedModel: for a backbone that cannot be built or has no activation on a plane.
     """
     timm_name, activation = split_name(name)
+    if timm_name not in convertible_backbones():
+        raise UnsupportedModel(f"{name}: {timm_name} {NO_PLANES}")
     backbone = _build_backbone(timm_name, num_classes, image_size, in_chans, timm_options)
     try:
         replace_activations(
@@ -110,6 +117,7 @@ def create_model(
         )  # fmt: skip
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{name}: {error}") from error
+    _check_runs(name, backbone, image_size, in_chans)
     mean, std = _normalisation(timm_name, in_chans)
     return PixelClassifier(
         name, backbone, mean, std,
@@ -151,28 +159,6 @@ def load(bundle: str | Path | Bundle) -> PixelClassifier:
     return model.eval()
 
 
-def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's parameters and buffers, each once, by the first name it goes by."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def load_tensors(module: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Copy `saved` into the module's parameters and buffers.
-
-    Raises:
-        InvalidValue: unless names and shapes are exactly those of `tensors(module)`.
-    """
-    own = tensors(module)
-    if missing := sorted(own.keys() ^ saved.keys()):
-        raise InvalidValue(f"{len(missing)} tensors are on one side only: {', '.join(missing[:5])}")
-    for name, tensor in own.items():
-        if tensor.shape != saved[name].shape:
-            raise InvalidValue(f"{name} is {list(saved[name].shape)}, expected {list(tensor.shape)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
-
-
 def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
     """Start from timm's pretrained weights ("pretrained") or from a .safetensors file.
 
@@ -192,8 +178,8 @@ def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
     saved = {name.removeprefix("backbone."): tensor for name, tensor in saved.items()}
     fits = {name for name in own if name in saved and own[name].shape == saved[name].shape}
     left = [name for name in tensors(model.backbone) if name not in fits]
-    config = _timm_config(timm_name)
-    may_stay = (*_names(config.first_conv), *_names(config.classifier))
+    config = timm_config(timm_name)
+    may_stay = (*names(config.first_conv), *names(config.classifier))
     sparta_names = {f"{name}.{part}" for name in _sparta_names(model.backbone) for part in ("weight", "bias")}
     wrong = [
         name for name in left
@@ -223,34 +209,22 @@ def _build_backbone(
             "name, image_size, in_chans and init go to timm as keyword arguments."
         ) from error
     if image_size <= SMALL_IMAGE:
-        _keep_resolution(backbone, timm_name)
+        keep_resolution(backbone, timm_name)
     return backbone
 
 
-def _keep_resolution(backbone: nn.Module, timm_name: str) -> None:
-    """Give the backbone the stem of CIFAR networks, whose first stage sees every pixel."""
-    for name in _names(_timm_config(timm_name).first_conv):
-        conv = backbone.get_submodule(name)
-        if not isinstance(conv, nn.Conv2d) or conv.stride == (1, 1):
-            continue
-        if conv.kernel_size == (1, 1):
-            conv.stride = (1, 1)
-            continue
-        small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
-        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
-        backbone.set_submodule(name, small)
-    for name in STEM_POOLS:
-        if name in dict(backbone.named_modules()):
-            backbone.set_submodule(name, nn.Identity())
-
-
-def _timm_config(timm_name: str) -> Any:
-    """Return what timm knows of a network: its normalisation, the names of its first and last layer."""
-    return timm.get_pretrained_cfg(timm_name)
-
-
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+def _check_runs(name: str, backbone: nn.Module, image_size: int, in_chans: int) -> None:
+    """Raise UnsupportedModel unless the network runs on such images (shapes only, on meta)."""
+    try:
+        with torch.no_grad():
+            twin = copy.deepcopy(backbone).to("meta").eval()
+            twin(torch.empty(2, in_chans, image_size, image_size, device="meta"))
+    except Exception as error:  # networks fail in ways of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedModel(
+            f"{name} does not run on images of {image_size} x {image_size} with {in_chans} channels: "
+            f"{reason}. Give a larger image_size, or another backbone."
+        ) from error
 
 
 def _sparta_names(module: nn.Module) -> list[str]:
@@ -260,7 +234,7 @@ def _sparta_names(module: nn.Module) -> list[str]:
 
 def _normalisation(timm_name: str, in_chans: int) -> tuple[list[float], list[float]]:
     """Return the backbone's own mean and std, averaged where the images are not RGB."""
-    config = _timm_config(timm_name)
+    config = timm_config(timm_name)
     mean, std = list(config.mean), list(config.std)
     if in_chans != len(mean):
         mean, std = [fmean(mean)] * in_chans, [fmean(std)] * in_chans

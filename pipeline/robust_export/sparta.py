@@ -53,8 +53,9 @@ def sparta(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     check_shapes(tuple(x.shape), tuple(weight.shape), tuple(bias.shape))
     wide = torch.promote_types(x.dtype, torch.float32)
     # Autocast would round the gate's input to half precision, whatever dtype it is given.
-    autocast = torch.is_autocast_enabled(x.device.type)
-    with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
         wide_x = x.to(wide)
         padding = weight.shape[-1] // 2
         attention = F.conv2d(wide_x, weight.to(wide), bias.to(wide), padding=padding, groups=weight.shape[0])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,15 +18,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from robust_export import checkpoint as ckpt
 from robust_export.attacks.pgd import pgd
-from robust_export.bundle import MANIFEST, Bundle, now, versions
-from robust_export.config import Recipe, differences, load_recipe, parse, to_toml
-from robust_export.data import Images, augment, batch_count, batches, load_splits
+from robust_export.bundle import MANIFEST, Bundle
+from robust_export.config import Recipe, to_toml
+from robust_export.data import augment, batch_count, batches, load_splits
 from robust_export.device import find_device
 from robust_export.errors import TrainingError
 from robust_export.files import replace_folder, write_atomically, write_json
-from robust_export.models import build_model, load_tensors, tensors
+from robust_export.models import build_model
 from robust_export.optim import learning_rate_factor, make_optimizer, set_learning_rate
+from robust_export.provenance import data_facts, machine, now, versions
 from robust_export.sparta import save_sparta, sparta_modules
+from robust_export.weights import load_tensors, tensors
+from robust_export.workspace import check_same_recipe, prepare
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,11 @@ def train(
         TrainingError: if `out` holds something else, the recipe changed, or the loss diverged.
     """
     target = Path(out)
-    if resume and not force and (target / MANIFEST).is_file():
-        bundle = Bundle.open(target)
-        _same_recipe(recipe, target)
-        return bundle
-    folder = target.with_name(f".{target.name}.new") if force and target.exists() else target
-    _prepare(target, folder, resume=resume)
+    folder = prepare(target, resume=resume, force=force)
     if resume:
-        _same_recipe(recipe, folder)
-    write_atomically(folder / "recipe.toml", to_toml(recipe))
+        check_same_recipe(recipe, folder)
+    if (folder / MANIFEST).is_file():
+        return Bundle.open(folder)
     run = Run(recipe, folder, find_device(device))
     run.start()
     run.fit(on_epoch)
@@ -114,6 +110,9 @@ class Run:
 
     def start(self) -> None:
         """Take up the last checkpoint, or save the first."""
+        write_atomically(self.folder / "recipe.toml", to_toml(self.recipe))
+        for stale in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            stale.unlink()
         if ckpt.has_checkpoint(self.folder / ckpt.FOLDER):
             self._load()
         else:
@@ -276,52 +275,3 @@ class Run:
                 "versions": versions(), "machine": machine(self.device),
             },
         }  # fmt: skip
-
-
-def data_facts(train_images: Images, val_images: Images) -> dict[str, Any]:
-    """Return the data set's name, digest and sizes, for the manifest."""
-    return {
-        "name": train_images.name, "sha256": train_images.digest,
-        "train": len(train_images), "val": len(val_images),
-    }  # fmt: skip
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what a bit-identical repetition depends on besides versions."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(), "python": platform.python_version(), "gpu": gpu,
-    }  # fmt: skip
-
-
-def _prepare(target: Path, folder: Path, *, resume: bool) -> None:
-    """Make sure that training in `folder` destroys nothing that somebody wants."""
-    ours = (target / MANIFEST).is_file() or ckpt.has_checkpoint(target / ckpt.FOLDER)
-    if folder != target:  # --force
-        if not ours and any(target.iterdir()):
-            raise TrainingError(f"{target} is no bundle: it will not be replaced; give another --out")
-        if not resume:
-            shutil.rmtree(folder, ignore_errors=True)
-        return
-    if ckpt.has_checkpoint(folder / ckpt.FOLDER) or (folder / MANIFEST).is_file():
-        if not resume:
-            raise TrainingError(
-                f"{target} already holds a run. Go on with it by --resume, replace it by --force, "
-                "or write elsewhere with --out."
-            )
-    elif target.exists() and any(p for p in target.iterdir() if p.name != "recipe.toml"):
-        known = {"recipe.toml", ckpt.FOLDER}
-        if other := sorted(p.name for p in target.iterdir() if p.name not in known and p.suffix != ".tmp"):
-            raise TrainingError(f"{target} is not empty (it holds {other[0]}); give another --out")
-
-
-def _same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raise TrainingError if the run in `folder` was started from another recipe."""
-    file = folder / "recipe.toml"
-    if file.is_file() and (changed := differences(parse(load_recipe(file), str(file)), recipe)):
-        raise TrainingError(
-            f"the run in {folder} was started from another recipe; --resume needs the same:\n  "
-            + "\n  ".join(changed)
-            + "\n(the run's value, then yours). Give the same options, or another --out."
-        )

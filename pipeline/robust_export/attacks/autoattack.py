@@ -55,7 +55,7 @@ def autoattack(
     accuracy: dict[str, float] = {}
     with _warnings() as flags:
         classes = model(pixels[:1]).shape[1]
-        for name in _possible(settings.attacks, classes, flags):
+        for name in _possible(settings.attacks, classes, threat, pixels.shape[-1], flags):
             rest = stands.nonzero().flatten()
             if len(rest):
                 on_attack(name, len(rest))
@@ -96,13 +96,16 @@ def _run(
     return adversarial
 
 
-def _possible(attacks: Sequence[str], classes: int, flags: list[str]) -> list[str]:
-    """Leave out the attacks whose loss needs more classes than there are, and say so."""
-    needed = {"apgd-dlr": 3, "apgd-t": 4}
-    for name in attacks:
-        if classes < needed.get(name, 2):
-            flags.append(f"{name} needs {needed[name]} classes, there are {classes}: not run")
-    return [name for name in attacks if classes >= needed.get(name, 2)]
+def _possible(attacks: Sequence[str], classes: int, threat: Threat, size: int, flags: list[str]) -> list[str]:
+    """Leave out the attacks that cannot run on such a model, and say so."""
+    reasons = {}
+    for name, needed in {"apgd-dlr": 3, "apgd-t": 4}.items():
+        if classes < needed:
+            reasons[name] = f"its loss needs {needed} classes, there are {classes}"
+    if threat.norm == "L2" and size < 5:
+        reasons["square"] = f"under L2 it needs images of 5 pixels or more, these have {size}"
+    flags += [f"{name} not run: {reasons[name]}" for name in attacks if name in reasons]
+    return [name for name in attacks if name not in reasons]
 
 
 def _check_budget(found: Tensor, pixels: Tensor, threat: Threat) -> None:

@@ -15,7 +15,7 @@ from torch import Generator
 
 from robust_export.attacks.autoattack import AttackResult, autoattack
 from robust_export.attacks.pgd import pgd
-from robust_export.bundle import Bundle, now, versions
+from robust_export.bundle import Bundle
 from robust_export.classifier import Classifier, Pixels
 from robust_export.config import Threat, Verify
 from robust_export.data import load_dataset
@@ -23,6 +23,7 @@ from robust_export.device import find_device
 from robust_export.errors import ArtifactError, BundleError, InvalidValue
 from robust_export.files import sha256, write_json
 from robust_export.models import load
+from robust_export.provenance import now, versions
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.sparta import sparta_modules

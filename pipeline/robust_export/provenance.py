@@ -1,0 +1,48 @@
+"""Where a result comes from: versions, machine, data, time."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from robust_export.data import Images
+
+PACKAGES = ("torch", "timm", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "pyautoattack")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on."""
+    found = {"robust-export": metadata.version("robust-export")}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def data_facts(train_images: Images, val_images: Images) -> dict[str, Any]:
+    """Return the data set's name, digest and sizes, for the manifest."""
+    return {
+        "name": train_images.name, "sha256": train_images.digest,
+        "train": len(train_images), "val": len(val_images),
+    }  # fmt: skip
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what a bit-identical repetition depends on besides versions."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(), "python": platform.python_version(), "gpu": gpu,
+    }  # fmt: skip

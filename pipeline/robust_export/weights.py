@@ -1,0 +1,30 @@
+"""A network's weights by name, each once, however many places share them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robust_export.errors import InvalidValue
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's parameters and buffers, each once, by the first name it goes by."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def load_tensors(module: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Copy `saved` into the module's parameters and buffers.
+
+    Raises:
+        InvalidValue: unless names and shapes are exactly those of `tensors(module)`.
+    """
+    own = tensors(module)
+    if missing := sorted(own.keys() ^ saved.keys()):
+        raise InvalidValue(f"{len(missing)} tensors are on one side only: {', '.join(missing[:5])}")
+    for name, tensor in own.items():
+        if tensor.shape != saved[name].shape:
+            raise InvalidValue(f"{name} is {list(saved[name].shape)}, expected {list(tensor.shape)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
