@@ -1,0 +1,93 @@
+"""What several tests share: a small recipe, a bundle trained by it, a linear network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of this process, and of those that tests start; before torch
+
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_export.bundle import Bundle
+from robust_export.config import Recipe, merge, parse
+from robust_export.export.onnx import export_bundle
+from robust_export.training import train
+
+TINY: dict[str, dict[str, Any]] = {
+    "model": {"name": "resnet10t_sparta", "image_size": 8, "channels": [8, 8, 16, 16], "stem_width": 8},
+    "data": {"name": "digits", "shift": 1},
+    "threat": {"eps": 0.1},
+    "attack": {"steps": 2, "val_steps": 2},
+    "train": {"epochs": 3, "batch_size": 128, "ema": 0.8},
+    "verify": {"attacks": ["apgd-ce"], "iterations": 5, "max_drop": 0.02},
+}
+
+
+def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
+    """Return the smallest recipe that still trains a Sparta network, with changes."""
+    return parse(merge(TINY, sections), "test")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained and exported bundle; read it only, or copy it (`bundle`)."""
+    folder = tmp_path_factory.mktemp("exported") / "tiny"
+    export_bundle(train(tiny_recipe(), folder, device="cpu"))
+    return folder
+
+
+@pytest.fixture
+def bundle(trained: Path, tmp_path: Path) -> Bundle:
+    """A bundle of one's own."""
+    copytree(trained, tmp_path / "tiny")
+    return Bundle.open(tmp_path / "tiny")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear network, whose robustness has a closed form."""
+
+    module: nn.Sequential  # [N, 3, 6, 6] to [N, 5]
+    pixels: Tensor  # [N, 3, 6, 6], far enough from 0 and 1 that no clamp interferes
+    labels: Tensor  # of the network itself, so that clean accuracy is 1
+
+    def robust(self, eps: float, norm: str) -> Tensor:
+        """Return which images no perturbation of the ball can break: [N] of bool.
+
+        Class j overtakes y iff (w_y - w_j) x + b_y - b_j <= eps * ||w_y - w_j||, in the dual norm.
+        """
+        layer = self.module[1]
+        assert isinstance(layer, nn.Linear)
+        weight, logits = layer.weight.double(), self.module.double()(self.pixels.double())
+        self.module.float()
+        result = torch.ones(len(self.pixels), dtype=torch.bool)
+        for i, y in enumerate(self.labels.tolist()):
+            for j in range(5):
+                if j != y:
+                    dual = torch.linalg.vector_norm(weight[y] - weight[j], ord=1 if norm == "Linf" else 2)
+                    result[i] &= bool(logits[i, y] - logits[i, j] > eps * dual)
+        return result
+
+
+@pytest.fixture
+def linear() -> Linear:
+    """A linear network with images around the middle of [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(108, 5))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        dict(module.named_parameters())["1.bias"].sub_(
+            module(torch.full((1, 3, 6, 6), 0.5))[0]
+        )  # a tie in the middle of the cube
+    pixels = 0.5 + 0.2 * (torch.rand(40, 3, 6, 6, generator=generator) - 0.5)
+    with torch.no_grad():
+        labels = module(pixels).argmax(1)
+    return Linear(module.eval(), pixels, labels)

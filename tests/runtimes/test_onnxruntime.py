@@ -1,0 +1,93 @@
+"""ONNX Runtime as a classifier: the same numbers, and clear words about files that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from robust_export.bundle import Bundle
+from robust_export.errors import ArtifactError
+from robust_export.export.onnx import export_onnx
+from robust_export.models import load
+from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.runtimes.pytorch import PyTorchClassifier
+
+
+def pixels(n: int) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.float32]]:
+    return np.random.default_rng(n).random((n, 3, 8, 8), dtype=np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 5, 8, 13])
+def test_agrees_with_pytorch_whatever_the_batch(trained: Path, n: int) -> None:
+    network = load(trained)
+    classifier = OnnxRuntimeClassifier(trained / "model.onnx", batch_size=5)
+    with torch.no_grad():
+        expected = network.double()(torch.from_numpy(pixels(n)).double()).numpy()
+    found = classifier(pixels(n))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    ours = PyTorchClassifier(network.float(), batch_size=5)(pixels(n))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_knows_what_the_file_says(trained: Path) -> None:
+    classifier = OnnxRuntimeClassifier(trained / "model.onnx")
+    assert classifier.labels == Bundle.open(trained).labels
+    assert classifier.plane == (3, 8, 8)
+    assert classifier.classes == 10
+    assert classifier.sparta_nodes == 11
+
+
+def test_counts_the_nodes_that_a_kernel_ran(trained: Path, tmp_path: Path) -> None:
+    """Without a kernel library the function bodies are inlined: none is fused."""
+    assert OnnxRuntimeClassifier(trained / "model.onnx").fused_nodes() == 0
+
+
+def test_other_peoples_files_have_no_labels(tmp_path: Path) -> None:
+    path = export_onnx(nn.Flatten(), tmp_path / "m.onnx", 4)
+    assert OnnxRuntimeClassifier(path).labels is None
+
+
+@pytest.mark.parametrize("content", [b"", b"not a protobuf", b"\x08\x07", b"PK\x03\x04 a zip"])
+def test_files_that_are_no_onnx(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"m\.onnx"):
+        OnnxRuntimeClassifier(path)
+
+
+def test_a_truncated_file(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes((trained / "model.onnx").read_bytes()[:-1000])
+    with pytest.raises(ArtifactError, match=r"m\.onnx"):
+        OnnxRuntimeClassifier(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        OnnxRuntimeClassifier(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output"),
+    [([("a", [1, 3, 8, 8]), ("b", [1])], [1, 5]), ([("a", [1, 8])], [1, 5]), ([("a", [1, 3, 8, 8])], [5])],
+    ids=["two inputs", "no image", "no logits"],
+)
+def test_a_model_that_is_no_classifier_of_images(
+    tmp_path: Path, inputs: list[tuple[str, list[int]]], output: list[int]
+) -> None:
+    info, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    shape = onnx.numpy_helper.from_array(np.array(output), "shape")
+    node = onnx.helper.make_node("ConstantOfShape", ["shape"], ["y"])
+    graph = onnx.helper.make_graph(
+        [node], "g", [info(name, kind, dims) for name, dims in inputs], [info("y", kind, output)], [shape]
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match="expected"):
+        OnnxRuntimeClassifier(tmp_path / "m.onnx")

@@ -1,0 +1,173 @@
+"""Whatever interrupts a run, nothing is lost, and it ends in the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from robust_export import training
+from robust_export.bundle import Bundle
+from robust_export.cli import cli
+from robust_export.config import to_toml
+from robust_export.errors import BundleError, RobustExportError, TrainingError
+from robust_export.training import Run, train
+from tests.conftest import tiny_recipe
+
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from tests.conftest import tiny_recipe
+from robust_export import training
+
+what, nth, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+home = os if what == "replace" else training
+original, calls = getattr(home, what), 0
+
+def kill_at_nth(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == nth:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+setattr(home, what, kill_at_nth)
+training.train(tiny_recipe(), out, device="cpu", resume=True)
+"""
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("what", "nth"),
+    [
+        ("replace", 2),  # the first checkpoint's tensors are on disk, its pointer is not
+        ("augment", 15),  # in the middle of the second epoch
+        ("replace", 7),  # between the tensors and the pointer of the second epoch
+        ("replace", 10),  # all epochs are done, weights.safetensors is not yet in its place
+        ("replace", 13),  # everything but the manifest
+    ],
+)
+def test_kill_9_at_any_moment_changes_no_byte(trained: Path, tmp_path: Path, what: str, nth: int) -> None:
+    out = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", KILLER, what, str(nth), str(out)], cwd=Path.cwd())
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(BundleError, match="unfinished"):
+        Bundle.open(out)
+    bundle = train(tiny_recipe(), out, device="cpu", resume=True)
+    assert weights(bundle.path) == weights(trained)
+    assert not list(out.rglob("*.tmp"))
+
+
+def recipe_file(folder: Path) -> str:
+    path = folder / "tiny.toml"
+    path.write_text(to_toml(tiny_recipe()))
+    return str(path)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, nth: int, how: signal.Signals) -> None:
+    """Send a signal to this very process at the nth training step."""
+    original, steps = Run._step, iter(range(1, 10**6))
+
+    def step(self: Run, *args: Any) -> Any:
+        if next(steps) == nth:
+            os.kill(os.getpid(), how)
+        return original(self, *args)
+
+    monkeypatch.setattr(Run, "_step", step)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_cleanly_and_can_be_resumed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    command = ["train", "--recipe", recipe_file(tmp_path), "--out", str(tmp_path / "run")]
+    command += ["--device", "cpu", "--json"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 17, how)
+        result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 1
+    assert "--resume" in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    again = CliRunner().invoke(cli, [*command, "--resume"])
+    assert again.exit_code == 0, again.output
+    assert weights(tmp_path / "run") == weights(trained)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = os.fsync, iter(range(10**6))
+
+    def full(handle: int) -> None:
+        if next(calls) == 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RobustExportError, match=r"(?s)No space left.*Nothing was lost"):
+            train(tiny_recipe(), tmp_path / "run", device="cpu")
+    assert train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True)
+    assert weights(tmp_path / "run") == weights(trained)
+
+
+def test_resume_with_nothing_to_resume_starts(trained: Path, tmp_path: Path) -> None:
+    train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True)
+    assert weights(tmp_path / "run") == weights(trained)
+
+
+def test_resume_of_a_finished_run_succeeds_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "Run", None)
+    assert train(tiny_recipe(), bundle.path, resume=True).manifest == bundle.manifest
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_resume_with_another_recipe_names_what_differs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    if not finished:
+        (bundle.path / "manifest.json").unlink()
+    with pytest.raises(TrainingError, match=r"train\.lr: 0\.1, 0\.3"):
+        train(tiny_recipe(train={"lr": 0.3}), bundle.path, resume=True)
+
+
+def test_a_run_is_not_overwritten_unless_asked(bundle: Bundle) -> None:
+    before = weights(bundle.path)
+    with pytest.raises(TrainingError, match=r"--resume.*--force.*--out"):
+        train(tiny_recipe(train={"seed": 3}), bundle.path)
+    assert weights(bundle.path) == before
+
+
+def test_force_replaces_a_bundle_when_the_new_one_is_finished(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, recipe = weights(bundle.path), tiny_recipe(train={"seed": 3, "epochs": 1})
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, bundle.path, force=True, device="cpu")
+    assert weights(Bundle.open(bundle.path).path) == before
+    new = train(recipe, bundle.path, force=True, device="cpu")
+    assert weights(new.path) != before
+    assert new.path == bundle.path
+    assert Bundle.open(bundle.path).recipe().train.seed == 3
+    assert [p.name for p in bundle.path.parent.iterdir()] == [bundle.path.name]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrainingError, match=r"thesis\.tex"):
+        train(tiny_recipe(), tmp_path, force=force)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
