@@ -111,7 +111,10 @@ def train(
     with _interruptible(f"training was interrupted; go on with the same command and --resume ({target})"):
         from robust_export.training import train as run
 
-        bundle = run(asked, target, resume=resume, force=force, device=device, on_epoch=console.epoch)
+        bundle = run(
+            asked, target, resume=resume, force=force, device=device,
+            on_epoch=console.epoch, on_step=console.step,
+        )  # fmt: skip
     facts = bundle.manifest["provenance"]
     console.show({
         "bundle": str(bundle.path), "model": asked.model.name, "epochs": facts["epochs"],

@@ -13,6 +13,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from robust_export.training import Epoch
 
+CLEAR = "\r\033[K"  # back to the start of the terminal's line, and clear it
+
 WIDTH = 110  # columns, where the output is no terminal
 
 
@@ -21,6 +23,7 @@ class Console:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self.live = sys.stderr.isatty() and not as_json
 
     def say(self, line: str) -> None:
         """Print a line of progress."""
@@ -41,17 +44,18 @@ class Console:
                 click.echo(f"{key}: {entry}")
 
     def epoch(self, epoch: Epoch, epochs: int) -> None:
-        """Print how training goes: a line an epoch; on a terminal each takes the last one's place."""
+        """Print how training goes: a line an epoch."""
         left = epoch.seconds * (epochs - epoch.epoch)
         line = (
             f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.3f}  val clean {epoch.clean_accuracy:.1%}"
             f"  robust {epoch.robust_accuracy:.1%}  {_duration(left)} left"
         )
-        last = epoch.epoch == epochs
-        if sys.stderr.isatty() and not self.as_json:
-            click.echo(f"\r\033[K{line}", err=True, nl=last)
-        else:
-            click.echo(line, err=True)
+        click.echo(f"{CLEAR}{line}" if self.live else line, err=True)
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Print, on a terminal only, how far an epoch is; the next line takes its place."""
+        if self.live:
+            click.echo(f"{CLEAR}epoch {epoch}: step {step} of {steps}", err=True, nl=False)
 
 
 def _duration(seconds: float) -> str:

@@ -38,7 +38,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
         raise RobustExportError(
             f"could not write {path} ({len(data):,} bytes): {error.strerror or error}\n"
             "Nothing was lost: the file that was there before is untouched. Free some space or "
-            "choose another folder with --out, then run the command again."
+            "choose another folder with --out, then run the command again (train with --resume)."
         ) from error
     finally:
         if temporary is not None and os.path.exists(temporary):

@@ -43,7 +43,8 @@ class Epoch:
     seconds: float
 
 
-OnEpoch = Callable[[Epoch, int], None]  # an epoch and how many there will be
+OnEpoch = Callable[[Epoch, int], None]  # an epoch, and how many there will be
+OnStep = Callable[[int, int, int], None]  # the epoch from 1, its step from 1, and its steps
 
 
 def train(
@@ -54,6 +55,7 @@ def train(
     force: bool = False,
     device: str = "auto",
     on_epoch: OnEpoch = lambda epoch, epochs: None,
+    on_step: OnStep = lambda epoch, step, steps: None,
     name: str | None = None,
 ) -> Bundle:
     """Train a network as the recipe says and return the finished bundle in `out`.
@@ -78,7 +80,7 @@ def train(
         return Bundle.open(folder)
     run = Run(recipe, folder, find_device(device))
     run.start()
-    run.fit(on_epoch)
+    run.fit(on_epoch, on_step)
     bundle = run.finish(name or target.name)
     if folder != target:
         replace_folder(folder, target)
@@ -118,12 +120,12 @@ class Run:
         else:
             self._save()
 
-    def fit(self, on_epoch: OnEpoch) -> None:
+    def fit(self, on_epoch: OnEpoch, on_step: OnStep = lambda epoch, step, steps: None) -> None:
         """Train epoch by epoch until all are done or patience is over."""
         settings = self.recipe.train
         while len(self.history) < settings.epochs and not self._out_of_patience():
             started = time.monotonic()
-            loss = self._train_epoch(len(self.history))
+            loss = self._train_epoch(len(self.history), on_step)
             clean, robust = self.validate(self.ema.module)
             seconds = time.monotonic() - started
             epoch = Epoch(len(self.history) + 1, loss, clean, robust, seconds)
@@ -134,7 +136,7 @@ class Run:
             self._save()
             on_epoch(epoch, settings.epochs)
 
-    def _train_epoch(self, index: int) -> float:
+    def _train_epoch(self, index: int, on_step: OnStep) -> float:
         """One pass over the training images; all its randomness comes from (seed, index)."""
         settings, data = self.recipe.train, self.recipe.data
         seed = settings.seed * 1_000_003 + index
@@ -153,6 +155,7 @@ class Run:
             loss = self._step(pixels, labels.to(self.device), generator)
             total += loss * len(labels)
             seen += len(labels)
+            on_step(index + 1, step + 1, steps)
         mean = total.item() / seen
         if not math.isfinite(mean):
             raise TrainingError(
