@@ -26,6 +26,9 @@ REQUIRED: dict[str, type] = {
 }  # fmt: skip
 
 
+ENTRY: dict[str, type] = {"sha256": str, "bytes": int, "kind": str}
+
+
 class Bundle:
     """An opened bundle whose files have been checked against their digests."""
 
@@ -161,7 +164,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("sha256") != _own_digest(manifest):
         raise BundleError(f"{file} was altered: it differs from its own digest. Restore it, or train again.")
     for name, entry in manifest["files"].items():
-        if not isinstance(entry, dict) or not {"sha256", "bytes", "kind"} <= entry.keys():
+        if not isinstance(entry, dict) or any(
+            not isinstance(entry.get(key), kind) for key, kind in ENTRY.items()
+        ):
             raise BundleError(f"{file} is damaged: the entry of {name} is incomplete")
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{file} is damaged: {name} lies outside the bundle")

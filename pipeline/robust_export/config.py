@@ -10,7 +10,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields
-from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,12 +25,13 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 def fraction(value: Any) -> Any:
     """Return the float that "8/255" or "0.1" stands for; anything else as it is."""
-    if isinstance(value, str):
-        try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f'{value!r} is not a number; write 0.031 or "8/255"') from None
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return value
+    try:
+        over, *under = str(value).split("/")
+        return float(over) / float(*under) if under else float(over)
+    except (ValueError, TypeError, ZeroDivisionError):
+        raise ValueError(f'{value!r} is not a number; write 0.031 or "8/255"') from None
 
 
 Norm = Literal["Linf", "L2"]
@@ -189,7 +189,13 @@ def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     extra = {key: value for key, value in table.items() if key not in known}
     given = {key: value for key, value in table.items() if key in known}
     if kind is Model:
-        given["options"] = {**given.get("options", {}), **extra}
+        options = given.get("options", {})
+        if not isinstance(options, Mapping) or not options.keys().isdisjoint(known):
+            raise InvalidValue(
+                f"{where}: options is {options!r}; expected timm's keyword arguments, none of them "
+                f"{', '.join(known)}"
+            )
+        given["options"] = {**options, **extra}
     elif extra:
         raise unknown(f"key in {where}", next(iter(extra)), known)
     try:
@@ -208,7 +214,7 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise InvalidValue(f"recipe {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not UTF-8, not TOML, or an integer of thousands of digits
         raise InvalidValue(f"recipe {path} is not a TOML file: {error}") from None
 
 
@@ -223,10 +229,11 @@ def merge(*layers: Tables) -> dict[str, dict[str, Any]]:
     merged: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for section, table in layer.items():
-            if isinstance(table, Mapping):
-                merged.setdefault(section, {}).update(table)
-            else:
-                merged[section] = table  # refused by parse, which names it
+            below = merged.setdefault(section, {})
+            if isinstance(below, dict) and isinstance(table, Mapping):
+                below.update(table)
+            elif isinstance(below, dict):
+                merged[section] = table  # stays, whatever lies on top: parse refuses and names it
     return merged
 
 

@@ -63,7 +63,12 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         os.replace(target, retired)
-    os.replace(new, target)
+    try:
+        os.replace(new, target)
+    except OSError:
+        if retired.exists():
+            os.replace(retired, target)
+        raise
     _sync_folder(target.parent)
     shutil.rmtree(retired, ignore_errors=True)
 

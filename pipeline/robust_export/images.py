@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from robust_export.errors import DataError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")  # Pillow knows more, some by running programs
 MAX_PIXELS = 64_000_000  # of one image; more is a decompression bomb or a mistake
 
 Bytes = npt.NDArray[np.uint8]  # [C, H, W]
@@ -27,15 +28,19 @@ def open_image(source: Path | bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is judged here
-            image = Image.open(source if isinstance(source, Path) else BytesIO(source))
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} "
-                    "are read. Make it smaller."
-                )
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            with Image.open(
+                source if isinstance(source, Path) else BytesIO(source), formats=FORMATS
+            ) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} "
+                        "are read. Make it smaller."
+                    )
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything
         raise DataError(
             f"{name} cannot be decoded: {error}. Repair it, or take it out of the folder."
         ) from error
@@ -66,7 +71,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
+        values[values == image.info.get("transparency", -1)] = 0
         return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "F":
         return Image.fromarray((np.asarray(image).clip(0, 1) * 255).round().astype(np.uint8))
-    return image
+    return image.convert("RGB") if image.mode == "LAB" else image

@@ -46,10 +46,6 @@ class Images(Dataset[tuple[Tensor, int]]):
         pixels, labels = self.batch([range(len(self))[index]])
         return pixels[0], int(labels[0])
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Let a DataLoader fetch a whole batch at once."""
-        return self.batch(indices)
-
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the images and labels at `indices`, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -118,13 +114,34 @@ def batches(
     if workers == 0:
         yield from map(images.batch, chunks)
         return
-    loader: DataLoader[Any] = DataLoader(images, batch_sampler=chunks, collate_fn=_as_is, num_workers=workers)
-    yield from loader
+    loader: DataLoader[Any] = DataLoader(
+        _Chunks(images, chunks), batch_size=None, collate_fn=_as_is, num_workers=workers
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 def batch_count(images: Images, batch_size: int) -> int:
     """Return how many batches a shuffled pass has."""
     return -(-(len(images) - (len(images) % batch_size == 1 and len(images) > 1)) // batch_size)
+
+
+class _Chunks(Dataset[Batch | DataError]):
+    """Whole batches, so that a worker fetches one at once; an error is handed over as it is."""
+
+    def __init__(self, images: Images, chunks: list[list[int]]) -> None:
+        self.images, self.chunks = images, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> Batch | DataError:
+        try:
+            return self.images.batch(self.chunks[index])
+        except DataError as error:
+            return error
 
 
 def _as_is(batch: Any) -> Any:

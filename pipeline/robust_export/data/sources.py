@@ -142,12 +142,12 @@ def torchvision_set(name: str, data_dir: Path) -> Source:
         )
     try:
         train, test = recipe.open(data_dir, True), recipe.open(data_dir, False)
+        classes = tuple(getattr(train, "classes", map(str, range(10))))
+        parts = [_array_part(data, len(classes)) for data in (train, test)]
     except Exception as error:  # pickle, scipy and torchvision each have their own
         raise DataError(
             f"{name} in {data_dir} cannot be read: {error}. Download it again from {recipe.url}."
         ) from error
-    parts = [_array_part(data) for data in (train, test)]
-    classes = tuple(getattr(train, "classes", None) or (str(i) for i in range(10)))
     digest = _digest(*(b for data in (train, test) for b in _bytes(data)))
     return Source(name, classes, parts[0], parts[1], digest, 32)
 
@@ -231,14 +231,19 @@ TORCHVISION = {
 }
 
 
-def _array_part(data: Any) -> Part:
+def _array_part(data: Any, classes: int) -> Part:
     """Return a torchvision data set's own arrays as a part ([N, 32, 32, 3], SVHN's [N, 3, 32, 32])."""
     images = data.data if data.data.shape[-1] == 3 else data.data.transpose(0, 2, 3, 1)
-    return Part(Pictures(images, Image.fromarray), _labels(data))
+    labels = _labels(data)
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) == 0:
+        raise ValueError(f"its images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)")
+    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"its {labels.size} labels do not fit {len(images)} images of {classes} classes")
+    return Part(Pictures(images, Image.fromarray), labels)
 
 
 def _labels(data: Any) -> Labels:
-    return np.asarray(getattr(data, "targets", None) or data.labels, dtype=np.int64)
+    return np.asarray(data.targets if hasattr(data, "targets") else data.labels, dtype=np.int64)
 
 
 def _bytes(data: Any) -> tuple[bytes, bytes]:
@@ -262,7 +267,10 @@ def folder(path: Path) -> Source:
     """
     if not path.is_dir():
         raise DataError(f"data set folder:{path}: there is no such folder")
-    if (path / "train").is_dir() and (path / "val").is_dir():
+    if (path / "train").is_dir() and any(entry.is_dir() for entry in (path / "train").iterdir()):
+        if not (path / "val").is_dir():
+            have = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+            raise DataError(f"{path} has {', '.join(have)} and no val/; expected train/ and val/")
         classes, train = _list(path / "train")
         others, test = _list(path / "val")
         if classes != others:

@@ -1,0 +1,296 @@
+"""Bundles: whole, found by name or path, and refused when anything in them was altered."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robust_export.bundle import MANIFEST, REQUIRED, SCHEMA, Bundle, locate
+from robust_export.provenance import now, versions
+from robust_export.config import Recipe, Threat, to_toml
+from robust_export.errors import BundleError, RobustExportError
+from robust_export.files import sha256
+
+Manifest = dict[str, Any]
+
+CONTENT = {
+    "weights.safetensors": ("weights", b"weights" * 100),
+    "model.onnx": ("onnx", b"graph" * 100),
+    "checkpoints/last": ("checkpoint", b"\x00"),
+    "empty.json": ("report", b""),
+    "recipe.toml": ("recipe", to_toml(Recipe()).encode()),
+}
+
+
+def make(path: Path, name: str = "tiny") -> Bundle:
+    """Write a small bundle by hand."""
+    for file, (_, content) in CONTENT.items():
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        (path / file).write_bytes(content)
+    manifest = {
+        "name": name,
+        "created": now(),
+        "model": "r18_sparta",
+        "labels": ["cat", "dog"],
+        **{key: {} for key in ("input", "output", "preprocessing")},
+        "threat": {"norm": "L2", "eps": 0.5},
+        "provenance": {"seed": 0},
+    }
+    return Bundle.create(path, manifest, {file: kind for file, (kind, _) in CONTENT.items()})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make(tmp_path / "tiny").path
+
+
+def manifest_of(folder: Path) -> Manifest:
+    manifest: Manifest = json.loads((folder / MANIFEST).read_text())
+    return manifest
+
+
+# --- round trip ---
+
+
+def test_a_bundle_opens_as_it_was_made(tmp_path: Path) -> None:
+    made = make(tmp_path / "tiny", "demo")
+    opened = Bundle.open(tmp_path / "tiny")
+    assert opened.manifest == made.manifest == manifest_of(tmp_path / "tiny")
+    assert opened.path == tmp_path / "tiny"
+    assert opened.name == "demo"
+    assert opened.labels == ["cat", "dog"]
+    assert opened.threat == Threat("L2", 0.5)
+    assert opened.recipe() == Recipe()
+    assert opened.manifest["schema"] == SCHEMA
+    assert opened.manifest.keys() >= REQUIRED.keys()
+
+
+@pytest.mark.parametrize("file", CONTENT)
+def test_the_manifest_has_every_files_digest(folder: Path, file: str) -> None:
+    kind, content = CONTENT[file]
+    bundle = Bundle.open(str(folder))
+    entry = bundle.manifest["files"][file]
+    assert entry == {"sha256": sha256(folder / file), "bytes": len(content), "kind": kind}
+    assert bundle.file(file) == folder / file
+    assert bundle.files(kind) == [file]
+
+
+def test_a_file_that_is_not_listed(folder: Path) -> None:
+    (folder / "unlisted").write_bytes(b"x")
+    bundle = Bundle.open(folder)  # a file more does no harm
+    with pytest.raises(BundleError) as caught:
+        bundle.file("unlisted")
+    assert "unlisted" in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert all(file in str(caught.value) for file in CONTENT)
+    assert bundle.files("engine") == []
+
+
+# --- add ---
+
+
+def test_add_lists_a_new_file(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    (folder / "model.fp16.onnx").write_bytes(b"half")
+    assert bundle.add("model.fp16.onnx", "onnx", precision="fp16") == folder / "model.fp16.onnx"
+    for again in (bundle, Bundle.open(folder)):
+        assert again.files("onnx") == ["model.onnx", "model.fp16.onnx"]
+        assert again.manifest["files"]["model.fp16.onnx"]["precision"] == "fp16"
+
+
+def test_add_updates_the_digest(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    (folder / "model.onnx").write_bytes(b"another graph")
+    with pytest.raises(BundleError, match=r"model\.onnx was altered"):
+        Bundle.open(folder)
+    bundle.add("model.onnx", "onnx")
+    entry = Bundle.open(folder).manifest["files"]["model.onnx"]
+    assert entry == {"sha256": sha256(folder / "model.onnx"), "bytes": 13, "kind": "onnx"}
+
+
+def test_add_leaves_the_old_manifest_if_it_cannot_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / MANIFEST).read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RobustExportError, match=MANIFEST):
+        Bundle.open(folder).add("model.onnx", "other")
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+# --- altered, missing, unfinished ---
+
+
+@pytest.mark.parametrize("file", [file for file, (_, content) in CONTENT.items() if content])
+@pytest.mark.parametrize("position", [0, -1])
+def test_one_altered_byte_is_found(folder: Path, file: str, position: int) -> None:
+    content = bytearray((folder / file).read_bytes())
+    content[position] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(folder)
+    assert f"{folder / file} was altered" in str(caught.value)
+    assert sha256(folder / file)[:16] in str(caught.value)
+
+
+@pytest.mark.parametrize("file", CONTENT)
+def test_a_longer_file_is_found(folder: Path, file: str) -> None:
+    with (folder / file).open("ab") as stream:
+        stream.write(b"\n")
+    with pytest.raises(BundleError, match=f"{file} was altered"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("file", CONTENT)
+def test_a_missing_file_is_found(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(BundleError, match=f"lacks {file}"):
+        Bundle.open(folder)
+
+
+def test_an_unfinished_bundle(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    with pytest.raises(BundleError, match=r"unfinished.*--resume") as caught:
+        Bundle.open(folder)
+    assert str(folder) in str(caught.value)
+
+
+# --- a damaged manifest ---
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"not JSON", b"[]", b"3", b"null", b'"x"', b"{}", b"\x00", b"\xff\xfe\x00", b'{"schema": 1}'],
+    ids=repr,
+)
+def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
+    (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match=MANIFEST):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("wrong", ["missing", None, 1.5, "7"])
+@pytest.mark.parametrize("key", REQUIRED)
+def test_every_key_is_required(folder: Path, key: str, wrong: object) -> None:
+    manifest = manifest_of(folder)
+    manifest[key] = wrong
+    if wrong == "missing":
+        del manifest[key]
+    elif isinstance(wrong, REQUIRED[key]):
+        manifest[key] = 7  # a string is what some of them are
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=f"{MANIFEST}.*{key}"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA + 1, 1000])
+def test_a_newer_schema_asks_for_an_upgrade(folder: Path, schema: int) -> None:
+    """Whatever else that schema has changed."""
+    for manifest in ({**manifest_of(folder), "schema": schema}, {"schema": schema}):
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(BundleError, match=f"schema {schema}.*upgrade"):
+            Bundle.open(folder)
+
+
+def add_entry(folder: Path, file: str, entry: object) -> None:
+    """Write an entry into the manifest as `Bundle` would, so that its own digest agrees."""
+    bundle = Bundle.open(folder)
+    bundle.manifest["files"][file] = entry
+    bundle.add("model.onnx", "onnx")
+
+
+@pytest.mark.parametrize("file", ["../x", "checkpoints/../../x", "/x"])
+def test_an_entry_outside_the_bundle_is_refused(folder: Path, file: str) -> None:
+    outside = folder.parent / "x"
+    outside.write_bytes(b"secret")
+    file = str(outside) if file == "/x" else file
+    add_entry(folder, file, {"sha256": sha256(outside), "bytes": 6, "kind": "onnx"})
+    with pytest.raises(BundleError, match=f"{file} lies outside"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("change", [{"sha256": 5}, {"sha256": None}, {"bytes": "700"}, {"bytes": None}])
+def test_an_entry_of_other_types_is_refused(folder: Path, change: dict[str, object]) -> None:
+    add_entry(folder, "weights.safetensors", {"sha256": "0" * 64, "bytes": 700, "kind": "weights", **change})
+    with pytest.raises(BundleError, match=r"weights\.safetensors"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("entry", [None, "0" * 64, [], {}, {"sha256": "0" * 64, "bytes": 700}], ids=repr)
+def test_an_incomplete_entry_is_refused(folder: Path, entry: object) -> None:
+    add_entry(folder, "weights.safetensors", entry)
+    with pytest.raises(BundleError, match=rf"{MANIFEST} is damaged.*weights\.safetensors"):
+        Bundle.open(folder)
+
+
+ALTERATIONS: dict[str, Callable[[Manifest], object]] = {
+    "eps": lambda manifest: manifest["threat"].update(eps=0.1),
+    "labels": lambda manifest: manifest["labels"].reverse(),
+    "a file less": lambda manifest: manifest["files"].pop("recipe.toml"),
+    "a kind": lambda manifest: manifest["files"]["model.onnx"].update(kind="weights"),
+    "a key more": lambda manifest: manifest.update(note=1),
+}
+
+
+@pytest.mark.parametrize("alteration", ALTERATIONS)
+def test_an_altered_manifest_is_found(folder: Path, alteration: str) -> None:
+    manifest = manifest_of(folder)
+    ALTERATIONS[alteration](manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=f"{MANIFEST} was altered"):
+        Bundle.open(folder)
+
+
+# --- names and paths ---
+
+
+def test_locate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert locate("r18_sparta") == Path("exported/r18_sparta")
+    assert locate("runs/r18_sparta") == Path("runs/r18_sparta")
+    assert locate(tmp_path / "nowhere") == tmp_path / "nowhere"
+    assert locate("here") == locate("./here") == Path("here")
+
+
+def test_open_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "exported" / "tiny")
+    for name in ("tiny", "exported/tiny", Path("exported/tiny"), tmp_path / "exported" / "tiny"):
+        assert Bundle.open(name).name == "tiny"
+
+
+def test_a_missing_bundle_lists_those_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match=r"exported/typo.*there is none yet"):
+        Bundle.open("typo")
+    make(tmp_path / "exported" / "one")
+    make(tmp_path / "exported" / "two")
+    (tmp_path / "exported" / "unfinished").mkdir()
+    with pytest.raises(BundleError, match=r"exported/typo \(there is one, two\)"):
+        Bundle.open("typo")
+    with pytest.raises(BundleError, match=r"nowhere/typo.*none"):
+        Bundle.open("nowhere/typo")
+
+
+def test_a_file_is_no_bundle(folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        Bundle.open(folder / "model.onnx")
+
+
+def test_facts_of_the_making() -> None:
+    assert {"robust-export", "torch", "numpy", "onnx", "timm"} <= versions().keys()
+    made = datetime.fromisoformat(now())
+    assert made.utcoffset() == timedelta(0)
+    assert datetime.now(UTC) - made < timedelta(hours=1)
+    assert "." not in now()
