@@ -22,7 +22,7 @@ from timm.models.nfnet import GammaAct
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robust_export.errors import InvalidValue, UnsupportedModel, unknown
+from robust_export.errors import InvalidValue, UnsupportedModel, reason, unknown
 from robust_export.sparta import Sparta
 
 POINTWISE: tuple[type[nn.Module], ...] = (
@@ -35,10 +35,12 @@ POINTWISE: tuple[type[nn.Module], ...] = (
 """Activations that take the place of a ReLU. Sigmoid and its kin are gates, and stay."""
 
 REPLACEABLE: tuple[type[nn.Module], ...] = (*POINTWISE, GammaAct)
+WATCHED: tuple[type[nn.Module], ...] = (*REPLACEABLE, Sparta)
 
 FUNCTIONAL = frozenset(
     {F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish}
-    | {F.hardswish, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+    | {F.hardswish, F.softplus, F.prelu, F.rrelu, torch.relu, torch.relu_, torch.selu, torch.celu}
+    | {torch.prelu, torch.rrelu, Tensor.relu, Tensor.relu_, Tensor.prelu}
 )
 
 WITHOUT_PLANES = frozenset(
@@ -111,7 +113,7 @@ def replace_activations(
         raise InvalidValue(f"share is {share!r}; expected 'width' or 'site'")
     make = partial(Sparta, kernel_size=kernel_size) if activation == "sparta" else ACTIVATIONS[activation]
     sites = find_sites(module, image_size, in_chans)
-    device = next(module.parameters()).device
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     by_width: dict[int, nn.Module] = {}
     for site in sites:
         table = by_width if share == "width" else {}
@@ -172,7 +174,7 @@ class _ActFn(nn.Module):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG002
         result: Tensor = self.activation(x)
-        return result
+        return result.clone()  # GammaAct multiplies it in place, and ReLU's gradient needs its result
 
 
 def _put(module: nn.Module, site: Site, by_width: dict[int, nn.Module]) -> None:
@@ -186,8 +188,10 @@ def _put(module: nn.Module, site: Site, by_width: dict[int, nn.Module]) -> None:
     old = module.get_submodule(site.name)
     if isinstance(old, GammaAct):  # keeps its gain, which a normaliser-free network relies on
         old.act_fn = _ActFn(new)
-    else:
-        module.set_submodule(site.name, new)
+        return
+    names = [name for name, child in module.named_modules(remove_duplicate=False) if child is old]
+    for name in names:  # a module may be known under several names
+        module.set_submodule(name, new)
 
 
 Shapes = list[tuple[int, ...]]
@@ -232,30 +236,30 @@ def _record_shapes_or_explain(module: nn.Module, image_size: int, in_chans: int)
     try:
         return _record_shapes(module, image_size, in_chans)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModel(
             f"{type(module).__name__} does not run on images of {image_size} x {image_size} with "
-            f"{in_chans} channels: {reason}"
+            f"{in_chans} channels: {reason(error)}"
         ) from error
 
 
 def _record_shapes(module: nn.Module, image_size: int, in_chans: int) -> dict[str, Shapes]:
     """Return the input shapes of every pointwise activation module, by name, in call order."""
-    twin: nn.Module = copy.deepcopy(module).to("meta").eval()
+    twin: nn.Module = copy.deepcopy(module).to("meta", torch.float32).eval()
     shapes: dict[str, Shapes] = {}
     depth = 0
 
-    def enter(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def enter(name: str, child: nn.Module, args: tuple[Tensor, ...]) -> None:
         nonlocal depth
         depth += 1
-        shapes.setdefault(name, []).append(tuple(args[0].shape))
+        if not isinstance(child, Sparta):
+            shapes.setdefault(name, []).append(tuple(args[0].shape))
 
     def leave(*_: object) -> None:
         nonlocal depth
         depth -= 1
 
     for name, child in twin.named_modules():
-        if isinstance(child, REPLACEABLE):
+        if isinstance(child, WATCHED):
             child.register_forward_pre_hook(partial(enter, name))
             child.register_forward_hook(leave)
 
@@ -265,8 +269,9 @@ def _record_shapes(module: nn.Module, image_size: int, in_chans: int) -> dict[st
         def __torch_function__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:
-            if func in FUNCTIONAL and depth == 0 and isinstance(args[0], Tensor):
-                shapes.setdefault(f"{FUNCTION}{func.__name__}", []).append(tuple(args[0].shape))
+            x = args[0] if args else next(iter((kwargs or {}).values()), None)
+            if func in FUNCTIONAL and depth == 0 and isinstance(x, Tensor):
+                shapes.setdefault(f"{FUNCTION}{func.__name__}", []).append(tuple(x.shape))
             return func(*args, **(kwargs or {}))
 
     with torch.no_grad(), Functions():

@@ -52,6 +52,15 @@ class TrainingError(RobustExportError):
     """A training run that cannot start, go on or be resumed."""
 
 
+def reason(error: BaseException) -> str:
+    r"""Return the first line of what an exception says, or its type where it says nothing.
+
+    >>> reason(TimeoutError()), reason(ValueError("no\nstack trace"))
+    ('TimeoutError', 'no')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unknown(kind: str, received: str, known: Iterable[str], hint: str = "") -> UnknownName:
     """Return the error for an unknown name, naming the nearest known ones.
 

@@ -22,7 +22,7 @@ from robust_export.activations import (
 )
 from robust_export.bundle import Bundle
 from robust_export.config import Model, SpartaOptions
-from robust_export.errors import BundleError, InvalidValue, UnsupportedModel, unknown
+from robust_export.errors import BundleError, InvalidValue, UnsupportedModel, reason, unknown
 from robust_export.sparta import Sparta, freeze_sparta, load_sparta
 from robust_export.stem import SMALL_IMAGE, keep_resolution, names, timm_config
 from robust_export.weights import load_tensors, tensors
@@ -107,7 +107,7 @@ def create_model(
         UnsupportedModel: for a backbone that cannot be built or has no activation on a plane.
     """
     timm_name, activation = split_name(name)
-    if timm_name not in convertible_backbones():
+    if timm_name.partition(".")[0] not in convertible_backbones():
         raise UnsupportedModel(f"{name}: {timm_name} {NO_PLANES}")
     backbone = _build_backbone(timm_name, num_classes, image_size, in_chans, timm_options)
     try:
@@ -203,9 +203,9 @@ def _build_backbone(
         backbone: nn.Module = timm.create_model(
             timm_name, num_classes=num_classes, in_chans=in_chans, **options
         )
-    except TypeError as error:
+    except Exception as error:  # timm checks its arguments by asserts, or not at all
         raise UnsupportedModel(
-            f"timm cannot build {timm_name} with {options}: {error}. Keys of [model] other than "
+            f"timm cannot build {timm_name} with {options}: {reason(error)}. Keys of [model] other than "
             "name, image_size, in_chans and init go to timm as keyword arguments."
         ) from error
     if image_size <= SMALL_IMAGE:
@@ -220,10 +220,9 @@ def _check_runs(name: str, backbone: nn.Module, image_size: int, in_chans: int) 
             twin = copy.deepcopy(backbone).to("meta").eval()
             twin(torch.empty(2, in_chans, image_size, image_size, device="meta"))
     except Exception as error:  # networks fail in ways of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModel(
             f"{name} does not run on images of {image_size} x {image_size} with {in_chans} channels: "
-            f"{reason}. Give a larger image_size, or another backbone."
+            f"{reason(error)}. Give a larger image_size, or another backbone."
         ) from error
 
 
@@ -249,7 +248,7 @@ def _pretrained(timm_name: str, in_chans: int) -> dict[str, Tensor]:
     except Exception as error:  # the hub's client and timm raise many kinds
         raise UnsupportedModel(
             f"timm's pretrained weights of {timm_name} cannot be had: "
-            f"{str(error).strip().splitlines()[0]}\n"
+            f"{reason(error)}\n"
             "Connect to the model hub once, or give a .safetensors file with --init FILE."
         ) from error
     return state

@@ -9,7 +9,7 @@ from torch import nn
 
 SMALL_IMAGE = 64  # pixels; up to this size the first convolution keeps the resolution
 
-STEM_POOLS = ("maxpool", "stem.pool", "features.pool0", "layer0.pool", "features.conv1_pool")
+STEM_POOLS = ("maxpool", "stem.pool", "features.pool0", "pool0", "layer0.pool0", "features.conv1_pool")
 
 
 def keep_resolution(backbone: nn.Module, timm_name: str) -> None:
@@ -24,8 +24,10 @@ def keep_resolution(backbone: nn.Module, timm_name: str) -> None:
         small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
         backbone.set_submodule(name, small)
+    modules = dict(backbone.named_modules())
     for name in STEM_POOLS:
-        if name in dict(backbone.named_modules()):
+        pool = modules.get(name)
+        if pool is not None and not (isinstance(pool, nn.MaxPool2d) and pool.stride == 1):
             backbone.set_submodule(name, nn.Identity())
 
 

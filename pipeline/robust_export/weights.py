@@ -9,8 +9,10 @@ from robust_export.errors import InvalidValue
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's parameters and buffers, each once, by the first name it goes by."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Return the module's parameters and persistent buffers, each once, by the first name it goes by."""
+    kept = module.state_dict().keys()
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor for name, tensor in named.items() if name in kept}
 
 
 def load_tensors(module: nn.Module, saved: dict[str, Tensor]) -> None:

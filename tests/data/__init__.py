@@ -105,6 +105,16 @@ SETS = {
     "cifar100": Case(100, CIFAR100, "cifar-100-python.tar.gz", TORONTO, write_cifar100),
     "svhn": Case(10, SVHN, "train_32x32.mat and test_32x32.mat", STANFORD, write_svhn),
 }
+FILES = [(name, file) for name, case in SETS.items() for file in case.files]
+PICKLES = [(name, file) for name, file in FILES if name != "svhn"]
+
+UNFIT: dict[str, Callable[[Written], Written]] = {
+    "a label less": lambda it: (it[0], it[1][:-1]),
+    "a label more": lambda it: (it[0], [*it[1], 0]),
+    "a class too many": lambda it: (it[0], [label or 11 for label in it[1]]),
+    "pixels that are no bytes": lambda it: (it[0].astype(np.float64), it[1]),
+    "no images": lambda it: (it[0][:0], []),
+}
 
 
 def write(name: str, root: Path, seed: int = 0) -> tuple[Written, Written]:
@@ -146,10 +156,10 @@ class Evil:
         return self.call
 
 
-PAYLOADS: dict[str, Callable[[Path], Evil]] = {  # each makes a folder
+PAYLOADS: dict[str, Callable[[Path], Evil]] = {  # each makes the file or folder "flag.npy"
     "system": lambda flag: Evil(os.system, f"mkdir {flag}"),
     "mkdir": lambda flag: Evil(os.mkdir, str(flag)),
     "eval": lambda flag: Evil(eval, f"__import__('os').mkdir({str(flag)!r})"),
     "method": lambda flag: Evil(Path.mkdir, Evil(Path, str(flag))),
-    "numpy": lambda flag: Evil(np.vectorize(os.mkdir, otypes=[bool]), str(flag)),
+    "numpy": lambda flag: Evil(np.save, str(flag), 0),
 }

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from robust_export.data import load_dataset, sources
 from robust_export.data.sources import open_source, stratified
 from robust_export.errors import DataError, UnknownName
-from tests.data import PAYLOADS, SETS, Written, pairs, python2, write, write_folder
+from tests.data import FILES, PAYLOADS, PICKLES, SETS, UNFIT, pairs, python2, write, write_folder
 
 # --- digits ---
 
@@ -64,9 +64,6 @@ def test_an_unknown_data_set(spec: str) -> None:
 
 
 # --- torchvision's ---
-
-FILES = [(name, file) for name, case in SETS.items() for file in case.files]
-PICKLES = [(name, file) for name, file in FILES if name != "svhn"]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -122,15 +119,6 @@ def test_a_damaged_file_says_so(tmp_path: Path, name: str, file: str, damage: st
         assert part in str(caught.value)
 
 
-UNFIT: dict[str, Callable[[Written], Written]] = {
-    "a label less": lambda it: (it[0], it[1][:-1]),
-    "a label more": lambda it: (it[0], [*it[1], 0]),
-    "a class too many": lambda it: (it[0], [label or 11 for label in it[1]]),
-    "pixels that are no bytes": lambda it: (it[0].astype(np.float64), it[1]),
-    "no images": lambda it: (it[0][:0], []),
-}
-
-
 @pytest.mark.parametrize("fault", UNFIT)
 @pytest.mark.parametrize("name", ["cifar10", "svhn"])
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -160,9 +148,9 @@ def test_class_names_that_do_not_fit(tmp_path: Path, names: object) -> None:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, name: str, file: str, kind: str) -> None:
     """Also deep inside a file that is otherwise as it should be."""
     write(name, tmp_path)
-    flag, path = tmp_path / "flag", tmp_path / file
+    flag, path = tmp_path / "flag.npy", tmp_path / file
     pickle.loads(pickle.dumps(PAYLOADS[kind](flag)))
-    flag.rmdir()  # the payload works
+    flag.rename(tmp_path / "proof")  # that the payload works
     whole = pickle.loads(path.read_bytes(), encoding="latin1")
     for protocol in (0, 2, 5):
         for content in (PAYLOADS[kind](flag), {**whole, "more": [PAYLOADS[kind](flag)]}):
@@ -170,6 +158,16 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, name: str, file
             with pytest.raises(DataError, match="it would call"):
                 load_dataset(name, data_dir=tmp_path)
             assert not flag.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["copy._reconstruct", "os.encode", "numpyx.dtype", "numpy.load", "_codecs.decode"]
+)
+def test_a_name_is_allowed_in_its_module_alone(tmp_path: Path, name: str) -> None:
+    write("cifar10", tmp_path)
+    (tmp_path / SETS["cifar10"].files[0]).write_bytes(f"c{name.replace('.', chr(10))}\n.".encode())
+    with pytest.raises(DataError, match=f"it would call {name}"):
+        load_dataset("cifar10", data_dir=tmp_path)
 
 
 def test_class_names_are_checked_beside_official_files(

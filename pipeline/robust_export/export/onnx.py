@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from robust_export.bundle import Bundle
-from robust_export.errors import InvalidValue, UnsupportedModel
+from robust_export.errors import InvalidValue, UnsupportedModel, reason
 from robust_export.export.function_body import add_sparta_function
 from robust_export.files import write_atomically
 from robust_export.models import load
@@ -87,9 +87,9 @@ def _torch_export(twin: nn.Module, example: torch.Tensor, opset: int) -> onnx.Mo
                 dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
             )  # fmt: skip
     except Exception as error:  # torch.export raises many kinds
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = error.__cause__ or error
         raise UnsupportedModel(
-            f"torch cannot export this network to ONNX: {type(error).__name__}: {reason}"
+            f"torch cannot export this network to ONNX: {type(cause).__name__}: {reason(cause)}"
         ) from error
     assert program is not None  # with dynamo=True
     return program.model_proto

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from robust_export.classifier import Logits, Pixels
-from robust_export.errors import ArtifactError
+from robust_export.errors import ArtifactError, reason
 
 DOMAIN, OPERATOR = "ai.sparta", "Sparta"
 
@@ -88,8 +88,7 @@ class OnnxRuntimeClassifier:
         try:
             return ort.InferenceSession(str(self.path), options, providers=self.providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            reason = str(error).strip().splitlines()[0]
-            raise ArtifactError(f"ONNX Runtime cannot load {self.path}: {reason}") from error
+            raise ArtifactError(f"ONNX Runtime cannot load {self.path}: {reason(error)}") from error
 
     def _check_signature(self) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
