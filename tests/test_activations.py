@@ -26,8 +26,8 @@ from robust_export.sparta import Sparta, sparta, sparta_modules
 SMALL_VGG = {"mlp_ratio": 0.01}  # 40 neurons in place of 4096
 
 RELU_NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet10t": {}, "resnetv2_18": {}, "resnest14d": {}, "skresnet18": {}, "res2net50_14w_8s": {},
-    "densenet121": {}, "regnetx_002": {}, "vgg11": SMALL_VGG, "hrnet_w18_small": {}, "dla46x_c": {},
+    "resnet10t": {}, "resnetv2_18": {}, "resnest14d": {}, "res2net50_14w_8s": {},
+    "densenet121": {}, "regnetx_002": {}, "vgg11": SMALL_VGG, "hrnet_w18_small": {},
     "ese_vovnet19b_slim": {},
 }  # fmt: skip
 
@@ -77,7 +77,7 @@ def learn(module: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("name", "share"),
-    [(name, "width") for name in RELU_NETWORKS] + [(name, "site") for name in list(RELU_NETWORKS)[:4]],
+    [(name, "width") for name in RELU_NETWORKS] + [(name, "site") for name in list(RELU_NETWORKS)[:3]],
 )
 def test_logits_stay_the_same_to_the_last_bit(name: str, share: Share) -> None:
     original = network(name, **RELU_NETWORKS[name])
@@ -87,7 +87,7 @@ def test_logits_stay_the_same_to_the_last_bit(name: str, share: Share) -> None:
     widths = {width for site in sites for width in site.widths}
     assert len(used) == (len(widths) if share == "width" else sum(len(site.widths) for site in sites))
     assert not converted.training
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         logits = original(x)
         assert torch.equal(converted(x), logits)
@@ -97,8 +97,8 @@ def test_logits_stay_the_same_to_the_last_bit(name: str, share: Share) -> None:
 
 @pytest.mark.parametrize(
     ("name", "branch"),
-    [("mobilenetv3_small_050", ".se."), ("regnety_002", ".se."), ("legacy_seresnet18", ".se_module."),
-     ("ghostnet_050", ".se."), ("skresnet18", ".attn."), ("resnest14d", "conv2.act1")],
+    [("mobilenetv3_small_050", ".se."), ("legacy_seresnet18", ".se_module."),
+     ("skresnet18", ".attn."), ("resnest14d", "conv2.act1")],
 )  # fmt: skip
 def test_squeeze_and_excite_branches_stay(name: str, branch: str) -> None:
     converted = network(name)
@@ -115,7 +115,8 @@ def test_squeeze_and_excite_branches_stay(name: str, branch: str) -> None:
 )
 def test_every_activation(activation: str, kind: type[nn.Module]) -> None:
     assert activation in ACTIVATIONS
-    converted = network("resnet18")
+    with torch.device("meta"):
+        converted = network("resnet10t")
     sites = replace_activations(converted, activation)
     assert all(type(converted.get_submodule(site.name)) is kind for site in sites)
 

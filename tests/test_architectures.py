@@ -15,14 +15,13 @@ from robust_export.models import create_model
 from robust_export.sparta import Sparta
 
 ARCHITECTURES = {  # the quickest network of each family, by timm's module
-    "byobnet": ["repvgg_a0", "test_byobnet"],
+    "byobnet": ["test_byobnet"],
     "convnext": ["convnext_atto"],
     "cspnet": ["cs3darknet_s"],
-    "densenet": ["densenet121"],
     "dla": ["dla46x_c"],
     "dpn": ["dpn48b"],
     "edgenext": ["edgenext_xx_small"],
-    "efficientnet": ["mobilenetv2_035", "tinynet_e"],
+    "efficientnet": ["tinynet_e"],
     "fasternet": ["fasternet_t0"],
     "ghostnet": ["ghostnet_050"],
     "hgnet": ["hgnetv2_b0"],
@@ -32,19 +31,15 @@ ARCHITECTURES = {  # the quickest network of each family, by timm's module
     "mobilenetv3": ["mobilenetv3_small_050"],
     "nfnet": ["nf_resnet26", "test_nfnet"],
     "regnet": ["regnety_002"],
-    "repghost": ["repghostnet_050"],
-    "repvit": ["repvit_m0_9"],
     "resnest": ["resnest14d"],
     "resnet": ["resnet10t", "resnetblur18"],
     "resnetv2": ["resnetv2_18"],
     "rexnet": ["rexnetr_100"],
-    "selecsls": ["selecsls42"],
     "senet": ["legacy_seresnet18"],
     "sknet": ["skresnet18"],
     "starnet": ["starnet_s1"],
     "vgg": ["vgg11"],
     "vovnet": ["ese_vovnet19b_slim"],
-    "xception": ["legacy_xception"],
     "xception_aligned": ["xception41"],
 }
 OPTIONS: dict[str, dict[str, Any]] = {"vgg11": {"mlp_ratio": 0.01}}  # 40 neurons in place of 4096

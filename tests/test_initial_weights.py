@@ -64,7 +64,6 @@ def refused(model: PixelClassifier, init: str) -> str:
         ("resnet18", NARROW),
         ("resnet10t", NARROW),
         ("resnetblur18", NARROW),  # its blur is a buffer that no checkpoint holds
-        ("hrnet_w18_small", {}),
     ],
 )
 def test_sparta_starts_as_the_pretrained_network(name: str, options: dict[str, Any], tmp_path: Path) -> None:

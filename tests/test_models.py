@@ -132,13 +132,15 @@ def test_normalisation_is_inside(
 
 def test_one_seed_gives_relu_and_sparta_the_same_logits() -> None:
     pixels = torch.rand(2, 3, 32, 32)
-    logits = []
+    logits, later = [], []
     for activation in ("relu", "sparta"):
         torch.manual_seed(7)
         model = create_model(f"r18_{activation}", num_classes=5, **NARROW).eval()
+        later.append(torch.rand(3))  # what training goes on to draw
         with torch.no_grad():
             logits.append(model(pixels))
     assert torch.equal(*logits)
+    assert torch.equal(*later)
 
 
 def test_build_model_follows_the_recipe(tmp_path: Path) -> None:

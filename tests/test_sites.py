@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm.layers.activations as layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robust_export.activations import POINTWISE, Site, find_sites, replace_activations
+from robust_export.activations import Site, find_sites, replace_activations
 from robust_export.errors import InvalidValue, UnknownName, UnsupportedModel
 from robust_export.sparta import Sparta
 from tests.test_activations import Net, network, with_act
@@ -33,7 +34,13 @@ def test_finding_leaves_the_network_alone() -> None:
     assert all(module.training and not module._forward_hooks for module in original.modules())
 
 
-@pytest.mark.parametrize("act", POINTWISE, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+@pytest.mark.parametrize(
+    "act",
+    [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
+     nn.Mish, nn.Hardswish, nn.Softplus, layers.Swish, layers.Mish, layers.PReLU, layers.HardSwish,
+     layers.HardMish, layers.GELU, layers.GELUTanh, layers.QuickGELU],
+    ids=lambda kind: f"{kind.__module__}.{kind.__name__}",
+)  # fmt: skip
 def test_every_pointwise_activation_is_replaced(act: type[nn.Module]) -> None:
     module = with_act(act())
     assert replace_activations(module) == [Site("act", (4,), "NCHW")]
@@ -98,6 +105,13 @@ def test_functions_on_planes_cannot_be_replaced(function: Callable[[Tensor], Ten
     with pytest.raises(UnsupportedModel, match=f"calls {name} as a function on planes"):
         replace_activations(net)
     assert isinstance(net.act, nn.ReLU)  # nothing was replaced
+
+
+def test_only_evaluation_counts() -> None:
+    """What a network does while it trains, an auxiliary classifier say, is not looked at."""
+    net = Net(lambda net, x: F.relu(net.act(x)) if net.training else net.act(x), act=nn.ReLU())
+    assert find_sites(net.train()) == [Site("act", (4,), "NCHW")]
+    assert net.training
 
 
 def test_functions_elsewhere_may_stay() -> None:

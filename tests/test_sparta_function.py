@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from robust_export.activations import PerWidth, Share, replace_activations
 from robust_export.errors import SpartaMismatch
-from robust_export.models import create_model
+from robust_export.models import PixelClassifier, create_model
 from robust_export.sparta import (
     FILE_FORMAT,
     Sparta,
@@ -39,7 +41,13 @@ def _one_thread() -> Iterator[None]:
 
 def resnet(
     name: str, share: Share = "width", kernel_size: int = 3, widths: tuple[int, ...] = NARROW
-) -> nn.Module:
+) -> PixelClassifier:
+    """Return a Sparta network of one's own, always with the same random weights."""
+    return copy.deepcopy(built(name, share, kernel_size, widths))
+
+
+@cache
+def built(name: str, share: Share, kernel_size: int, widths: tuple[int, ...]) -> PixelClassifier:
     torch.manual_seed(0)
     return create_model(f"{name}_sparta", share=share, kernel_size=kernel_size, image_size=8, channels=widths)
 
