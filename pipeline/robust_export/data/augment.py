@@ -15,7 +15,7 @@ def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Ten
         generator: on the CPU; all randomness comes from it.
 
     Returns:
-        A new tensor [N, C, H, W]; each image is changed by itself.
+        [N, C, H, W]; each image is changed by itself. Without shift and flip, `pixels` itself.
     """
     if shift:
         pixels = _translate(pixels, shift, generator)
