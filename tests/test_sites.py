@@ -98,6 +98,7 @@ def test_images_that_are_not_rgb() -> None:
      (lambda x: torch.relu(input=x), "relu"), (F.relu6, "relu6"), (F.leaky_relu, "leaky_relu"),
      (F.silu, "silu"), (F.gelu, "gelu"), (F.hardswish, "hardswish"), (F.mish, "mish"), (F.elu, "elu"),
      (F.softplus, "softplus"), (F.selu, "selu"), (torch.selu, "selu"), (torch.celu, "celu"),
+     (F.elu_, "elu_"), (F.leaky_relu_, "leaky_relu_"), (torch.selu_, "selu_"), (torch.celu_, "celu_"),
      (F.rrelu, "rrelu"), (lambda x: F.prelu(x, x.new_ones(4)), "prelu")],
 )  # fmt: skip
 def test_functions_on_planes_cannot_be_replaced(function: Callable[[Tensor], Tensor], name: str) -> None:

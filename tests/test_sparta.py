@@ -264,3 +264,8 @@ def test_robust_export_sparta_is_the_function_and_its_module() -> None:
     assert robust_export.Sparta is Sparta
     function: Any = robust_export.sparta  # a module to mypy, which knows nothing of calling it
     assert torch.equal(function(x, weight, bias), sparta(x, weight, bias))
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(InvalidValue, match="floating-point"):
+        sparta(torch.ones(1, 1, 2, 2, dtype=torch.int64), torch.zeros(1, 1, 3, 3), torch.zeros(1))

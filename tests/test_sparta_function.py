@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -287,3 +288,17 @@ def test_a_network_without_sparta(tmp_path: Path) -> None:
     assert not (tmp_path / "other.safetensors").exists()
     freeze_sparta(network)  # nothing to freeze, nothing changed
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_function_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "newer.safetensors"
+    metadata = {"format": FILE_FORMAT, "version": "2", "share": "width"}
+    safetensors.torch.save_file({"4.bias": torch.zeros(4)}, path, metadata)
+    with pytest.raises(SpartaMismatch, match="version 2"):
+        load_sparta(nn.Sequential(Sparta(4)), path)
+
+
+def test_sites_that_are_called_by_numbers_are_no_widths(tmp_path: Path) -> None:
+    path = save_sparta(nn.Sequential(nn.Identity(), Sparta(4), Sparta(4)), tmp_path / "s.safetensors")
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert file.metadata()["share"] == "site"

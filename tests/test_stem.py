@@ -83,3 +83,18 @@ def test_large_images_get_the_backbone_as_it_is() -> None:
     original = timm.create_model("resnet18", **NARROW)
     shapes = {name: tensor.shape for name, tensor in model.backbone.state_dict().items()}
     assert {name: tensor.shape for name, tensor in original.state_dict().items()}.items() <= shapes.items()
+
+
+@pytest.mark.parametrize("name", ["nf_resnet26", "test_nfnet"])
+def test_the_stem_of_a_normaliser_free_network_stays_standardised(name: str) -> None:
+    """The gain of its weights is gamma / sqrt(fan in): the same gamma at the new fan."""
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None
+    before = timm.create_model(name, num_classes=3).get_submodule(str(config.first_conv))
+    after = create_model(f"{name}_sparta", 3, 32).get_submodule(f"backbone.{config.first_conv}")
+    assert type(after) is type(before)
+    assert isinstance(before, nn.Conv2d)
+    assert isinstance(after, nn.Conv2d)
+    assert after.stride == (1, 1)
+    gamma = [conv.scale * conv.weight[0].numel() ** 0.5 for conv in (before, after)]
+    assert gamma[0] == pytest.approx(gamma[1])

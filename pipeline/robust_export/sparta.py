@@ -48,8 +48,10 @@ def sparta(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         for a float64 `x`) and rounded once.
 
     Raises:
-        InvalidValue: if the shapes do not fit each other.
+        InvalidValue: if the shapes do not fit each other, or x is of integers.
     """
+    if not x.is_floating_point():
+        raise InvalidValue(f"Sparta needs floating-point planes; received {x.dtype}")
     check_shapes(tuple(x.shape), tuple(weight.shape), tuple(bias.shape))
     wide = torch.promote_types(x.dtype, torch.float32)
     # Autocast would round the gate's input to half precision, whatever dtype it is given.
@@ -159,7 +161,7 @@ def save_sparta(module: nn.Module, path: str | Path) -> Path:
         for key, child in table.items()
         for name, tensor in child.named_parameters()
     }
-    share = "width" if all(key.isdecimal() for key in table) else "site"
+    share = "width" if all(key == str(child.channels) for key, child in table.items()) else "site"
     metadata = {"format": FILE_FORMAT, "version": str(VERSION), "share": share}
     return write_atomically(path, save(tensors, metadata))
 
@@ -212,6 +214,11 @@ def _read_table(path: Path) -> Mapping[str, Mapping[str, Tensor]]:
         raise SpartaMismatch(
             f"{path} is not a Sparta function (format {metadata.get('format')!r}, expected "
             f"{FILE_FORMAT!r}); give the sparta.safetensors of a bundle"
+        )
+    if metadata.get("version") != str(VERSION):
+        raise SpartaMismatch(
+            f"{path} is of version {metadata.get('version')} of Sparta; this robust-export knows "
+            f"{VERSION}. Upgrade robust-export, or train the function again."
         )
     return table
 

@@ -21,8 +21,11 @@ def keep_resolution(backbone: nn.Module, timm_name: str) -> None:
         if conv.kernel_size == (1, 1):
             conv.stride = (1, 1)
             continue
-        small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
+        # Of the same class: normaliser-free networks rely on its weight standardisation.
+        small = type(conv)(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+        if hasattr(conv, "scale"):  # gamma / sqrt(fan in), and the fan is another
+            small.scale = conv.scale * (conv.weight[0].numel() / small.weight[0].numel()) ** 0.5
         backbone.set_submodule(name, small)
     modules = dict(backbone.named_modules())
     for name in STEM_POOLS:
