@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,15 +42,6 @@ ARCHITECTURES = {  # the quickest network of each family, by timm's module
     "xception_aligned": ["xception41"],
 }
 OPTIONS: dict[str, dict[str, Any]] = {"vgg11": {"mlp_ratio": 0.01}}  # 40 neurons in place of 4096
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """One thread: these images are small, and two would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def is_plane(x: Tensor) -> bool:

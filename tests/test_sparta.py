@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -30,15 +29,6 @@ KERNELS = (1, 3, 5, 7)
 SHAPES = ((2, 3, 8, 9), (1, 1, 5, 5), (1, 4, 1, 1), (3, 2, 1, 6), (1, 2, 7, 2), (2, 5, 2, 3))
 
 Array = npt.NDArray[np.float64]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """One thread: these tensors are small, and two would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def closed_form(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from robust_export.data import Images, batch_count, batches, datasets, load_dataset, load_splits
 from robust_export.data.datasets import Split
-from robust_export.data.sources import Part, Pictures, Source
+from robust_export.data.source import Part, Pictures, Source
 from robust_export.errors import DataError, UnknownName
 from tests.data import write_folder
 

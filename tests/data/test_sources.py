@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from robust_export.data import load_dataset, sources
-from robust_export.data.sources import open_source, stratified
+from robust_export.data import load_dataset, torchvision_sets
+from robust_export.data.source import stratified
+from robust_export.data.sources import open_source
 from robust_export.errors import DataError, UnknownName
 from tests.data import FILES, PAYLOADS, PICKLES, SETS, UNFIT, pairs, python2, write, write_folder
 
@@ -177,8 +178,8 @@ def test_class_names_are_checked_beside_official_files(
     write("cifar10", tmp_path)
     meta, *data = (tmp_path / file for file in SETS["cifar10"].files)
     official = [[path.name, hashlib.md5(path.read_bytes()).hexdigest()] for path in data]
-    monkeypatch.setattr(sources.CIFAR10, "train_list", official[:5])
-    monkeypatch.setattr(sources.CIFAR10, "test_list", official[5:])
+    monkeypatch.setattr(torchvision_sets.CIFAR10, "train_list", official[:5])
+    monkeypatch.setattr(torchvision_sets.CIFAR10, "test_list", official[5:])
     assert load_dataset("cifar10", data_dir=tmp_path).classes[3] == "class 3"
     meta.write_bytes(pickle.dumps({"label_names": PAYLOADS["mkdir"](tmp_path / "flag")}))
     with pytest.raises(DataError, match="it would call"):

@@ -1,4 +1,4 @@
-"""Data sets: where they come from (sources), their splits (datasets), their augmentation."""
+"""Data sets: where they come from (source, sources, torchvision_sets, folder), splits, augmentation."""
 
 from robust_export.data.augment import augment
 from robust_export.data.datasets import Batch, Images, batch_count, batches, load_dataset, load_splits

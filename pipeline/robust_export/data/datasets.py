@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robust_export.data.sources import Part, Source, open_source, stratified
+from robust_export.data.source import Part, Source, stratified
+from robust_export.data.sources import open_source
 from robust_export.errors import DataError, unknown
 from robust_export.images import to_bytes
 
