@@ -165,6 +165,24 @@ def test_force_replaces_a_bundle_when_the_new_one_is_finished(
     assert [p.name for p in bundle.path.parent.iterdir()] == [bundle.path.name]
 
 
+def test_force_goes_on_where_it_was_killed_before_the_swap(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(train={"seed": 3, "epochs": 1})
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "replace_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, bundle.path, force=True, device="cpu")
+    assert Bundle.open(bundle.path).recipe().train.seed == 0
+    monkeypatch.setattr(training, "Run", None)  # all is trained: nothing is left but the swap
+    assert train(recipe, bundle.path, force=True, resume=True).path == bundle.path
+    assert Bundle.open(bundle.path).recipe().train.seed == 3
+
+
 @pytest.mark.parametrize("force", [True, False])
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")

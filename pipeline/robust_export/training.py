@@ -76,16 +76,14 @@ def train(
     folder = prepare(target, resume=resume, force=force)
     if resume:
         check_same_recipe(recipe, folder)
-    if (folder / MANIFEST).is_file():
-        return Bundle.open(folder)
-    run = Run(recipe, folder, find_device(device))
-    run.start()
-    run.fit(on_epoch, on_step)
-    bundle = run.finish(name or target.name)
+    if not (folder / MANIFEST).is_file():
+        run = Run(recipe, folder, find_device(device))
+        run.start()
+        run.fit(on_epoch, on_step)
+        run.finish(name or target.name)
     if folder != target:
         replace_folder(folder, target)
-        bundle = Bundle.open(target)
-    return bundle
+    return Bundle.open(target)
 
 
 class Run:
