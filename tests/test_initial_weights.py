@@ -162,3 +162,21 @@ def test_pretrained_weights_that_can_be_had(in_chans: int, monkeypatch: pytest.M
     pixels = torch.rand(1, in_chans, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(pixels), source((pixels - model.mean) / model.std))
+
+
+def test_a_missing_stem_is_refused_and_a_random_one_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At 224 pixels the stem fits; at 32 it cannot, and whoever trains must know."""
+    import timm
+
+    state = timm.create_model("resnet10t", num_classes=3).state_dict()
+    whole, beheaded = tmp_path / "whole.safetensors", tmp_path / "beheaded.safetensors"
+    save_file(state, whole)
+    save_file({k: v for k, v in state.items() if k != "conv1.0.weight"}, beheaded)
+    with pytest.raises(UnsupportedModel, match=r"conv1\.0\.weight"):
+        load_initial_weights(create_model("resnet10t_sparta", 3, 224), str(beheaded))
+    load_initial_weights(create_model("resnet10t_sparta", 3, 224), str(whole))
+    assert not caplog.records
+    load_initial_weights(create_model("resnet10t_sparta", 5, 224), str(whole))
+    assert "fc.weight" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +27,8 @@ from robust_export.errors import BundleError, InvalidValue, UnsupportedModel, re
 from robust_export.sparta import Sparta, freeze_sparta, load_sparta
 from robust_export.stem import SMALL_IMAGE, keep_resolution, names, timm_config
 from robust_export.weights import load_tensors, tensors
+
+log = logging.getLogger(__name__)
 
 SHORT_NAMES = {f"r{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
 
@@ -164,7 +167,7 @@ def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
 
     A file may be a bundle's weights.safetensors or a timm checkpoint of the backbone. The stem of
     small images and a classifier of another number of classes cannot be taken over; they keep
-    their random start. Sparta activations that the weights do not know stay ReLU.
+    their random start, with a warning. Sparta activations that the weights do not know stay ReLU.
 
     Returns:
         The names of the tensors that were not taken over.
@@ -179,12 +182,16 @@ def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
     fits = {name for name in own if name in saved and own[name].shape == saved[name].shape}
     left = [name for name in tensors(model.backbone) if name not in fits]
     config = timm_config(timm_name)
-    may_stay = (*names(config.first_conv), *names(config.classifier))
+    stem = tuple(f"{name}." for name in names(config.first_conv))
+    classifier = tuple(f"{name}." for name in names(config.classifier))
     sparta_names = {f"{name}.{part}" for name in _sparta_names(model.backbone) for part in ("weight", "bias")}
     wrong = [
-        name for name in left
-        if not name.startswith(may_stay) and not (name in sparta_names and name not in saved)
-    ]  # fmt: skip
+        name
+        for name in left
+        if not name.startswith(classifier)  # other classes, or weights without a classifier
+        and not (name.startswith(stem) and name in saved)  # a stem of another shape, but not of none
+        and not (name in sparta_names and name not in saved)
+    ]
     if wrong:
         raise UnsupportedModel(
             f"the weights in {init} do not fit {model.name}: {len(wrong)} tensors are missing or of "
@@ -193,6 +200,8 @@ def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
     with torch.no_grad():
         for name in fits:
             own[name].copy_(saved[name])
+    if fresh := [name for name in left if name not in sparta_names]:
+        log.warning("%s does not fit %s in %s: random there", init, model.name, ", ".join(fresh))
     return left
 
 
