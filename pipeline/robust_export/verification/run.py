@@ -16,7 +16,7 @@ from torch import Generator
 from robust_export.attacks.autoattack import AttackResult, autoattack
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
-from robust_export.classifier import Classifier, Pixels
+from robust_export.classifier import Classifier, Logits, Pixels
 from robust_export.config import Threat, Verify
 from robust_export.data import load_dataset
 from robust_export.device import find_device
@@ -28,7 +28,7 @@ from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.sparta import sparta_modules
 from robust_export.verification.gates import Correct, judge, measure_drop
-from robust_export.verification.parity import Parity, logit_scale, parity
+from robust_export.verification.parity import logit_scale, parity
 from robust_export.verification.report import Accuracy, ArtifactReport, Report, SourceReport
 from robust_export.verification.statistics import wilson
 
@@ -39,15 +39,28 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images that source and artifact are compared on, and the source's answers.
+    """The inputs on which source and artifact are compared, [N, C, H, W] each, and their labels.
 
-    An image's examples are the image itself, what AutoAttack made of it, and a PGD example, so
-    that those that AutoAttack could not break are compared under attack as well.
+    An image's examples are the image itself (`clean`), what AutoAttack made of it (`found`), and a
+    PGD example (`descended`), so that an image that AutoAttack could not break is compared under
+    attack as well.
     """
 
     labels: np.ndarray[Any, Any]
-    sets: dict[str, Pixels]  # clean, adversarial, noise: [N, C, H, W] each
-    examples: list[Pixels]  # on which accuracy under attack is counted
+    clean: Pixels
+    found: Pixels
+    descended: Pixels
+    noise: Pixels
+    broken: Correct  # where `found` is an example, and not the image as it was
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier says to the inputs, asked once each."""
+
+    sets: dict[str, Logits]  # clean, adversarial (the strongest there is of each image), noise
+    clean: Correct
+    robust: Correct  # right on every example
 
 
 def verify(
@@ -95,29 +108,21 @@ def verify(
         )  # fmt: skip
         inputs = _inputs(source, pixels, labels, attacked, threat, settings)
     with _timed(seconds, "compare"):
-        answers = {name: source(batch) for name, batch in inputs.sets.items()}
-        scale = logit_scale(answers["clean"])
-        source_robust = robust_images(source, inputs)
+        answers = ask(source, inputs)
+        scale = logit_scale(answers.sets["clean"])
         reports = []
         for file, classifier in zip(files, classifiers, strict=True):
             say(f"comparing {file.name}")
-            theirs = {name: classifier(batch) for name, batch in inputs.sets.items()}
-            clean = theirs["clean"].argmax(1) == inputs.labels
-            compared = {name: parity(answers[name], theirs[name]) for name in answers}
-            reports.append(
-                _judge_artifact(
-                    opened, file, classifier, compared, (answers["clean"].argmax(1) == inputs.labels, clean),
-                    (source_robust, robust_images(classifier, inputs)), scale, settings,
-                )
-            )  # fmt: skip
+            theirs = ask(classifier, inputs)
+            reports.append(_judge(opened, file, classifier, answers, theirs, scale, settings))
     report = Report(
         model=opened.name,
         threat=threat,
         samples=count,
         gates={name: getattr(settings, name) for name in GATES},
         source=SourceReport(
-            clean=_accuracy(answers["clean"].argmax(1) == inputs.labels),
-            robust=_accuracy(source_robust),
+            clean=_accuracy(answers.clean),
+            robust=_accuracy(answers.robust),
             attacks=attacked.accuracy,
             budgets={k: v for k, v in asdict(settings).items() if k not in (*GATES, "samples")},
             flags=attacked.flags,
@@ -168,11 +173,14 @@ def open_artifact(file: Path, bundle: Bundle, wants_sparta: int) -> OnnxRuntimeC
     return classifier
 
 
-def robust_images(classifier: Classifier, inputs: Inputs) -> Correct:
-    """Return which images the classifier gets right on every example there is of them."""
-    right = [classifier(example).argmax(1) == inputs.labels for example in inputs.examples]
-    result: Correct = np.logical_and.reduce(right)
-    return result
+def ask(classifier: Classifier, inputs: Inputs) -> Answers:
+    """Return the classifier's logits, and which images it gets right, clean and under attack."""
+    clean, found = classifier(inputs.clean), classifier(inputs.found)
+    descended, noise = classifier(inputs.descended), classifier(inputs.noise)
+    right = [logits.argmax(1) == inputs.labels for logits in (clean, found, descended)]
+    strongest = np.where(inputs.broken[:, None], found, descended)
+    sets = {"clean": clean, "adversarial": strongest, "noise": noise}
+    return Answers(sets, right[0], np.logical_and.reduce(right))
 
 
 def _artifact_files(bundle: Bundle, given: Sequence[str | Path]) -> list[Path]:
@@ -206,29 +214,29 @@ def _inputs(
         ).cpu()
         for x, y in chunks
     ])  # fmt: skip
-    fell = torch.tensor([name not in ("", "clean") for name in attacked.broken_by])
-    found = attacked.adversarial.cpu()
-    strongest = torch.where(fell[:, None, None, None], found, descended)
     noise = torch.rand(pixels.shape, generator=generator)
-    sets = {"clean": pixels, "adversarial": strongest, "noise": noise}
-    arrays = {name: tensor.numpy() for name, tensor in sets.items()}
-    return Inputs(labels.numpy(), arrays, [arrays["clean"], found.numpy(), descended.numpy()])
+    broken = np.array([name not in ("", "clean") for name in attacked.broken_by])
+    return Inputs(
+        labels.numpy(), pixels.numpy(), attacked.adversarial.cpu().numpy(), descended.numpy(),
+        noise.numpy(), broken,
+    )  # fmt: skip
 
 
-def _judge_artifact(
-    bundle: Bundle, file: Path, classifier: OnnxRuntimeClassifier, compared: dict[str, Parity],
-    clean: tuple[Correct, Correct], robust: tuple[Correct, Correct], scale: float, gates: Verify,
+def _judge(
+    bundle: Bundle, file: Path, classifier: OnnxRuntimeClassifier, ours: Answers, theirs: Answers,
+    scale: float, gates: Verify,
 ) -> ArtifactReport:  # fmt: skip
-    clean_drop = measure_drop(*clean, gates.max_drop)
-    robust_drop = measure_drop(*robust, gates.max_drop)
+    compared = {name: parity(logits, theirs.sets[name]) for name, logits in ours.sets.items()}
+    clean_drop = measure_drop(ours.clean, theirs.clean, gates.max_drop)
+    robust_drop = measure_drop(ours.robust, theirs.robust, gates.max_drop)
     verdict = judge(compared, {"clean": clean_drop, "robust": robust_drop}, scale, gates)
     inside = file.parent == bundle.path
     return ArtifactReport(
         file=file.name if inside else str(file), sha256=sha256(file),
         runtime=classifier.runtime, precision=classifier.precision,
         sparta_nodes=classifier.sparta_nodes, fused_nodes=classifier.fused_nodes(),
-        parity=compared, clean=_accuracy(clean[1]), robust=_accuracy(robust[1]),
-        attacks={"transfer": float(robust[1].mean())},
+        parity=compared, clean=_accuracy(theirs.clean), robust=_accuracy(theirs.robust),
+        attacks={"transfer": float(theirs.robust.mean())},
         clean_drop=clean_drop, robust_drop=robust_drop,
         verdict=verdict.verdict, reasons=verdict.reasons,
     )  # fmt: skip
