@@ -40,18 +40,8 @@ WATCHED: tuple[type[nn.Module], ...] = (*REPLACEABLE, Sparta)
 FUNCTIONAL = frozenset(
     {F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish}
     | {F.hardswish, F.softplus, F.prelu, F.rrelu, torch.relu, torch.relu_, torch.selu, torch.celu}
-    | {
-        torch.prelu,
-        torch.rrelu,
-        F.elu_,
-        F.leaky_relu_,
-        F.rrelu_,
-        torch.celu_,
-        torch.selu_,
-        Tensor.relu,
-        Tensor.relu_,
-        Tensor.prelu,
-    }
+    | {F.elu_, F.leaky_relu_, F.rrelu_, torch.celu_, torch.selu_, torch.prelu, torch.rrelu}
+    | {Tensor.relu, Tensor.relu_, Tensor.prelu}
 )
 
 WITHOUT_PLANES = frozenset(
