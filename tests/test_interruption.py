@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ def test_kill_9_at_any_moment_changes_no_byte(trained: Path, tmp_path: Path, wha
     bundle = train(tiny_recipe(), out, device="cpu", resume=True)
     assert weights(bundle.path) == weights(trained)
     assert not list(out.rglob("*.tmp"))
+
+
+@pytest.fixture(autouse=True)
+def _foreground() -> Iterator[None]:
+    """Handle SIGINT as a command in the foreground does: one in the background inherits it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def recipe_file(folder: Path) -> str:
