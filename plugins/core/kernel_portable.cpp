@@ -1,0 +1,9 @@
+// For every CPU: the vectors of the architecture's baseline (SSE2, NEON), or what the compiler makes of them.
+
+#define SPARTA_NAME "portable"
+#define SPARTA_LANES 4
+#include "kernel_impl.h"
+
+namespace sparta {
+const Kernels& portable_kernels() { return kernels; }
+}  // namespace sparta

@@ -1,0 +1,394 @@
+// The kernels against float64, on random shapes. Sizes are small so that sanitizers can follow every
+// access: each tensor is a heap block of exactly its size, at every alignment of its type.
+//
+//   core_test [cases] [seed]        SPARTA_ISA chooses the instructions; exits with 77 where there are none such
+//   core_test --threads             only what several threads work on, for ThreadSanitizer
+//   core_test --every-float         only exp, on all 2^32 arguments (minutes) instead of a sample
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "sparta.h"
+
+using sparta::Shape;
+using sparta::Type;
+
+namespace {
+
+int failures = 0;
+
+#define CHECK(condition, ...)                           \
+  do {                                                  \
+    if (!(condition)) {                                 \
+      std::printf("FAILED %s:%d ", __FILE__, __LINE__); \
+      std::printf(__VA_ARGS__);                         \
+      std::printf("\n");                                \
+      if (++failures > 20) std::exit(1);                \
+    }                                                   \
+  } while (false)
+
+// ---- storage types, by definition and not by bits ------------------------------------------------------
+
+struct Format {
+  int mantissa, lowest, highest;  // bits; exponents of the smallest and of the largest normal number
+};
+constexpr Format formats[] = {{23, -126, 127}, {10, -14, 15}, {7, -126, 127}};
+
+double round_to(double value, Type type) {
+  const Format& f = formats[static_cast<int>(type)];
+  if (value == 0 || std::isnan(value) || std::isinf(value)) return value;
+  const int exponent = std::max(std::ilogb(value), f.lowest);
+  const double unit = std::ldexp(1.0, exponent - f.mantissa);
+  const double rounded = std::nearbyint(value / unit) * unit;
+  const double largest = std::ldexp(2.0 - std::ldexp(1.0, -f.mantissa), f.highest);
+  return std::abs(rounded) > largest ? std::copysign(INFINITY, value) : rounded;
+}
+
+double unit_of(double value, Type type) {  // in the last place
+  const Format& f = formats[static_cast<int>(type)];
+  const int exponent = value == 0 ? f.lowest : std::max(std::ilogb(value), f.lowest);
+  return std::ldexp(1.0, exponent - f.mantissa);
+}
+
+void encode(double value, Type type, char* to) {
+  if (type == Type::float32) {
+    const float v = static_cast<float>(value);
+    std::memcpy(to, &v, 4);
+    return;
+  }
+  uint16_t bits;
+  if (type == Type::bfloat16) {
+    const float v = static_cast<float>(round_to(value, type));
+    uint32_t wide;
+    std::memcpy(&wide, &v, 4);
+    bits = static_cast<uint16_t>(wide >> 16 | (std::isnan(value) ? 0x40 : 0));
+  } else {
+    const double v = round_to(value, type);
+    const uint16_t sign = std::signbit(v) ? 0x8000 : 0;
+    const double magnitude = std::abs(v);
+    if (std::isnan(v)) {
+      bits = 0x7e00;
+    } else if (std::isinf(v)) {
+      bits = 0x7c00;
+    } else if (magnitude < std::ldexp(1.0, -14)) {
+      bits = static_cast<uint16_t>(std::ldexp(magnitude, 24));
+    } else {
+      const int exponent = std::ilogb(magnitude);
+      bits = static_cast<uint16_t>(((exponent + 15) << 10) | (static_cast<int>(std::ldexp(magnitude, 10 - exponent)) & 1023));
+    }
+    bits |= sign;
+  }
+  std::memcpy(to, &bits, 2);
+}
+
+double decode(const char* from, Type type) {
+  if (type == Type::float32) {
+    float v;
+    std::memcpy(&v, from, 4);
+    return v;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, from, 2);
+  if (type == Type::bfloat16) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float v;
+    std::memcpy(&v, &wide, 4);
+    return v;
+  }
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  const double magnitude = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                           : exponent == 0 ? std::ldexp(mantissa, -24)
+                                           : std::ldexp(1024 + mantissa, exponent - 25);
+  return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+// A heap block of exactly `count` elements that starts `shift` elements after an aligned address.
+class Tensor {
+ public:
+  Tensor(Type type, size_t count, size_t shift)
+      : type_(type), size_(type == Type::float32 ? 4 : 2), count_(count), shift_(shift),
+        bytes_(new char[(count + shift) * size_]) {}
+  void* data() { return bytes_.get() + shift_ * size_; }
+  double at(size_t i) const { return decode(bytes_.get() + (shift_ + i) * size_, type_); }
+  void set(size_t i, double value) { encode(value, type_, bytes_.get() + (shift_ + i) * size_); }
+  size_t count() const { return count_; }
+
+ private:
+  Type type_;
+  size_t size_, count_, shift_;
+  std::unique_ptr<char[]> bytes_;
+};
+
+// ---- the formula, in float64 ---------------------------------------------------------------------------
+
+struct Case {
+  Shape shape;
+  int64_t k;
+  Type type;
+  bool in_place, threads;
+  std::string text() const {
+    const char* names[] = {"float32", "float16", "bfloat16"};
+    return "[" + std::to_string(shape.n) + ", " + std::to_string(shape.c) + ", " + std::to_string(shape.h) + ", " +
+           std::to_string(shape.w) + "] k=" + std::to_string(k) + " " + names[static_cast<int>(type)] +
+           (in_place ? " in place" : "") + (threads ? " threads" : "") + " " + sparta::instructions();
+  }
+};
+
+struct Expected {
+  double lowest, y, highest;  // what float32 arithmetic may give, before rounding to the type
+};
+
+template <class X>
+Expected formula(const Case& c, const X& x, const Tensor& weight, const Tensor& bias, int64_t n, int64_t channel,
+                 int64_t i, int64_t j) {
+  const int64_t reach = c.k / 2;
+  double attention = bias.at(static_cast<size_t>(channel)), size = std::abs(attention);
+  for (int64_t a = 0; a < c.k; ++a)
+    for (int64_t b = 0; b < c.k; ++b) {
+      const int64_t row = i + a - reach, column = j + b - reach;
+      if (row < 0 || row >= c.shape.h || column < 0 || column >= c.shape.w) continue;
+      const double term = weight.at(static_cast<size_t>((channel * c.k + a) * c.k + b)) * x(n, channel, row, column);
+      attention += term;
+      size += std::abs(term);
+    }
+  const double value = x(n, channel, i, j);
+  if (std::isnan(value) || std::isnan(attention)) return {NAN, NAN, NAN};
+  const double rectified = std::max(value, 0.0);
+  const auto y = [&](double a) { return rectified * (2 / (1 + std::exp(-a))); };
+  // Half a unit for every sum; exp's own error, the quotient's and the products'.
+  const double off = std::isinf(attention) ? 0 : size * static_cast<double>(c.k * c.k + 2) * std::ldexp(1.0, -24);
+  const double unit = std::ldexp(8.0, -24);
+  return {y(attention - off) * (1 - unit), y(attention), y(attention + off) * (1 + unit)};
+}
+
+sparta::Pool threads() {
+  return {nullptr, [](void*, void (*task)(void*, size_t), size_t count, void* argument) {
+            std::atomic<size_t> next{0};
+            const auto work = [&] {
+              for (size_t i; (i = next++) < count;) task(argument, i);
+            };
+            std::thread other(work), another(work);
+            work();
+            other.join();
+            another.join();
+          }};
+}
+
+bool close(double found, const Expected& expected, Type type) {
+  if (std::isnan(expected.y)) return std::isnan(found);
+  return found >= round_to(expected.lowest, type) && found <= round_to(expected.highest, type);
+}
+
+// One case, in both layouts where there are two.
+void compare(const Case& c, std::mt19937_64& random, double special = 0) {
+  std::normal_distribution<double> normal;
+  std::uniform_real_distribution<double> uniform;
+  const auto shift = [&] { return static_cast<size_t>(random() % 16); };
+  const double specials[] = {NAN, INFINITY, -INFINITY, 0.0, -0.0, 1e36, -1e36, 65504, 1e-40, -1e-40};
+  const size_t plane = static_cast<size_t>(c.shape.h * c.shape.w), count = static_cast<size_t>(c.shape.n * c.shape.c) * plane;
+  Tensor x(c.type, count, shift()), weight(c.type, static_cast<size_t>(c.shape.c * c.k * c.k), shift()),
+      bias(c.type, static_cast<size_t>(c.shape.c), shift());
+  for (size_t i = 0; i < count; ++i) x.set(i, uniform(random) < special ? specials[random() % 10] : 2 * normal(random));
+  for (size_t i = 0; i < weight.count(); ++i) weight.set(i, normal(random) / static_cast<double>(c.k));
+  for (size_t i = 0; i < bias.count(); ++i) bias.set(i, normal(random));
+  std::vector<double> before(count);
+  for (size_t i = 0; i < count; ++i) before[i] = x.at(i);
+  const auto index = [&](int64_t n, int64_t channel, int64_t i, int64_t j) {
+    return static_cast<size_t>(((n * c.shape.c + channel) * c.shape.h + i) * c.shape.w + j);
+  };
+  const auto value = [&](int64_t n, int64_t channel, int64_t i, int64_t j) { return before[index(n, channel, i, j)]; };
+  const auto each = [&](const char* layout, const auto& found_at) {
+    for (int64_t n = 0; n < c.shape.n; ++n)
+      for (int64_t channel = 0; channel < c.shape.c; ++channel)
+        for (int64_t i = 0; i < c.shape.h; ++i)
+          for (int64_t j = 0; j < c.shape.w; ++j) {
+            const Expected expected = formula(c, value, weight, bias, n, channel, i, j);
+            const double found = found_at(n, channel, i, j);
+            CHECK(close(found, expected, c.type), "%s %s at [%ld, %ld, %ld, %ld]: %.9g, expected %.9g to %.9g", layout,
+                  c.text().c_str(), static_cast<long>(n), static_cast<long>(channel), static_cast<long>(i),
+                  static_cast<long>(j), found, expected.lowest, expected.highest);
+          }
+  };
+  const sparta::Pool pool = c.threads ? threads() : sparta::serial();
+  Tensor y(c.type, count, shift());
+  const sparta::Function function(weight.data(), bias.data(), c.type, c.shape.c, c.k);
+  if (c.in_place) {
+    sparta::apply(function, c.type, x.data(), x.data(), c.shape, pool);
+  } else {
+    sparta::apply(function, c.type, x.data(), y.data(), c.shape, pool);
+    for (size_t i = 0; i < count; ++i)
+      CHECK(x.at(i) == before[i] || std::isnan(before[i]), "%s wrote to x", c.text().c_str());
+  }
+  each("planes", [&](auto... at) { return (c.in_place ? x : y).at(index(at...)); });
+
+  if (c.type != Type::float32) return;
+  for (const int64_t block : {int64_t{8}, int64_t{16}}) {
+    const Shape padded{c.shape.n, (c.shape.c + block - 1) / block * block, c.shape.h, c.shape.w};
+    const size_t total = static_cast<size_t>(padded.n * padded.c) * plane;
+    Tensor blocked(c.type, total, shift()), result(c.type, total, shift());
+    const auto place = [&](int64_t n, int64_t channel, int64_t i, int64_t j) {
+      return static_cast<size_t>((((n * padded.c + channel / block * block) * c.shape.h + i * block) * c.shape.w) +
+                                 j * block + channel % block);
+    };
+    for (size_t i = 0; i < total; ++i) blocked.set(i, 0);
+    for (int64_t n = 0; n < c.shape.n; ++n)
+      for (int64_t channel = 0; channel < c.shape.c; ++channel)
+        for (int64_t i = 0; i < c.shape.h; ++i)
+          for (int64_t j = 0; j < c.shape.w; ++j) blocked.set(place(n, channel, i, j), value(n, channel, i, j));
+    const sparta::Function same(weight.data(), bias.data(), c.type, c.shape.c, c.k, block);
+    Tensor& to = c.in_place ? blocked : result;
+    sparta::apply_blocked(same, static_cast<const float*>(blocked.data()), static_cast<float*>(to.data()), padded, pool);
+    each(block == 8 ? "blocks of 8" : "blocks of 16", [&](auto... at) { return to.at(place(at...)); });
+    for (int64_t n = 0; n < c.shape.n; ++n)
+      for (int64_t channel = c.shape.c; channel < padded.c; ++channel)
+        for (int64_t i = 0; i < c.shape.h * c.shape.w; ++i)
+          CHECK(to.at(place(n, channel, i / c.shape.w, i % c.shape.w)) == 0, "%s pads with something", c.text().c_str());
+  }
+}
+
+void random_shapes(int cases, uint64_t seed, bool only_threads) {
+  std::mt19937_64 random(seed);
+  const auto pick = [&](std::initializer_list<int64_t> from) { return from.begin()[random() % from.size()]; };
+  for (int i = 0; i < cases; ++i) {
+    Case c{};
+    c.k = pick({1, 3, 5, 7});
+    c.type = static_cast<Type>(random() % 3);
+    c.in_place = random() % 2;
+    c.threads = random() % 4 == 0 || only_threads;
+    // Around the widths of vectors, the sizes that networks have, and what is smaller than k.
+    const auto side = [&] { return random() % 3 ? 1 + static_cast<int64_t>(random() % 20) : pick({4, 7, 8, 14, 28, 31, 32, 33, 56}); };
+    c.shape = {pick({1, 1, 2, 3}), random() % 3 ? 1 + static_cast<int64_t>(random() % 20) : pick({1, 16, 17, 32, 40}), side(), side()};
+    compare(c, random, i % 5 == 0 ? 0.05 : 0);
+  }
+}
+
+void extreme_shapes() {
+  std::mt19937_64 random(1);
+  for (const bool in_place : {false, true})
+    for (const int64_t k : {1, 3, 5, 7})
+      for (const Type type : {Type::float32, Type::float16, Type::bfloat16})
+        for (const Shape& shape : {Shape{0, 3, 4, 4}, Shape{1, 0, 4, 4}, Shape{1, 4, 0, 4}, Shape{1, 4, 4, 0}, Shape{1, 1, 1, 1},
+                                   Shape{2, 1, 1, 40}, Shape{2, 5, 40, 1}, Shape{1, 3, 2, 2}, Shape{1, 2, 1, 1500}, Shape{1, 1, 1500, 3}})
+          compare({shape, k, type, in_place, false}, random);
+}
+
+// Few planes are cut into bands, whose neighbours another thread may have overwritten.
+void bands() {
+  std::mt19937_64 random(3);
+  for (const bool in_place : {false, true})
+    for (const int64_t k : {1, 3, 7})
+      for (const Shape& shape : {Shape{1, 1, 130, 300}, Shape{1, 3, 300, 130}, Shape{1, 1, 4, 20000}})
+        compare({shape, k, k == 7 ? Type::bfloat16 : Type::float32, in_place, true}, random);
+}
+
+// ---- what must hold to the last bit ----------------------------------------------------------------
+
+void extends_relu() {
+  std::mt19937_64 random(2);
+  for (const Type type : {Type::float32, Type::float16, Type::bfloat16}) {
+    const Shape shape{2, 5, 19, 23};
+    const size_t count = 2 * 5 * 19 * 23;
+    Tensor x(type, count, 0), y(type, count, 0), zeros(type, 5 * 9, 0);
+    for (size_t i = 0; i < zeros.count(); ++i) zeros.set(i, 0);
+    std::normal_distribution<double> normal;
+    for (size_t i = 0; i < count; ++i) x.set(i, normal(random) * std::pow(10.0, static_cast<int>(random() % 60) - 30));
+    // The largest numbers as well: doubling x instead of the gate would overflow.
+    x.set(0, round_to(type == Type::float16 ? 65504 : 3.3e38, type));
+    for (size_t i = 0; i < count; ++i)
+      if (std::isinf(x.at(i))) x.set(i, 1);
+    sparta::apply({zeros.data(), zeros.data(), type, 5, 3}, type, x.data(), y.data(), shape, sparta::serial());
+    for (size_t i = 0; i < count; ++i)
+      CHECK(y.at(i) == std::max(x.at(i), 0.0), "w = 0, b = 0 is not ReLU: %.9g gives %.9g", x.at(i), y.at(i));
+  }
+}
+
+void exponential(bool every) {
+  const uint64_t step = every ? 1 : 1009;
+  constexpr size_t chunk = 4096;
+  std::vector<float> x(chunk), y(chunk);
+  double worst = 0, worst_subnormal = 0;
+  for (uint64_t first = 0; first < (uint64_t{1} << 32); first += step * chunk) {
+    for (size_t i = 0; i < chunk; ++i) {
+      const uint32_t bits = static_cast<uint32_t>(first + i * step);
+      std::memcpy(&x[i], &bits, 4);
+    }
+    sparta::exponential(x.data(), y.data(), chunk);
+    for (size_t i = 0; i < chunk; ++i) {
+      const double exact = std::exp(static_cast<double>(x[i]));
+      if (std::isnan(x[i])) {
+        CHECK(std::isnan(y[i]), "exp(NaN) is %g", static_cast<double>(y[i]));
+      } else if (round_to(exact, Type::float32) == INFINITY || y[i] == INFINITY) {
+        // Just below the largest float the error of two units may reach over it.
+        CHECK(y[i] == INFINITY || y[i] > 3.4028e38f, "exp(%g) is %g", static_cast<double>(x[i]), static_cast<double>(y[i]));
+        CHECK(exact > 3.4028e38, "exp(%g) is infinite", static_cast<double>(x[i]));
+      } else {
+        const double error = std::abs(static_cast<double>(y[i]) - exact) / unit_of(exact, Type::float32);
+        (exact < std::ldexp(1.0, -126) ? worst_subnormal : worst) = std::max(exact < std::ldexp(1.0, -126) ? worst_subnormal : worst, error);
+      }
+    }
+  }
+  std::printf("exp: %.3f units in the last place at most, %.3f where the result is subnormal (%s)\n", worst, worst_subnormal,
+              sparta::instructions());
+  CHECK(worst <= 2.5 && worst_subnormal <= 1.5, "exp is less exact than sparta.h says");
+  const float edges[] = {0.0f, -0.0f, INFINITY, -INFINITY};
+  float found[4];
+  sparta::exponential(edges, found, 4);
+  CHECK(found[0] == 1 && found[1] == 1 && found[2] == INFINITY && found[3] == 0, "exp at 0 and the infinities");
+}
+
+template <class Body>
+void refuses(const char* what, const Body& body) {
+  try {
+    body();
+  } catch (const std::invalid_argument&) {
+    return;
+  }
+  CHECK(false, "accepted %s", what);
+}
+
+void refuses_nonsense() {
+  const float values[64] = {};
+  float y[64];
+  for (const int64_t k : {0, 2, 4, 9}) refuses("a kernel size", [&] { sparta::Function(values, values, Type::float32, 1, k); });
+  const sparta::Function function(values, values, Type::float32, 2, 1), blocked(values, values, Type::float32, 2, 1, 8);
+  refuses("fewer channels", [&] { sparta::apply(function, Type::float32, values, y, {1, 1, 2, 2}, sparta::serial()); });
+  refuses("more channels", [&] { sparta::apply(function, Type::float32, values, y, {1, 3, 2, 2}, sparta::serial()); });
+  refuses("half a block", [&] { sparta::apply_blocked(blocked, values, y, {1, 2, 2, 2}, sparta::serial()); });
+  refuses("two blocks", [&] { sparta::apply_blocked(blocked, values, y, {1, 16, 2, 2}, sparta::serial()); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const char* const asked = std::getenv("SPARTA_ISA");
+  if (asked != nullptr && std::strcmp(asked, sparta::instructions()) != 0) {
+    std::printf("this CPU or compiler has no %s; it would run %s\n", asked, sparta::instructions());
+    return 77;
+  }
+  if (argc > 1 && std::strcmp(argv[1], "--every-float") == 0) {
+    exponential(true);
+  } else if (argc > 1 && std::strcmp(argv[1], "--threads") == 0) {
+    bands();
+    random_shapes(40, 0, true);
+  } else {
+    exponential(false);
+    extends_relu();
+    refuses_nonsense();
+    extreme_shapes();
+    bands();
+    random_shapes(argc > 1 ? std::atoi(argv[1]) : 300, argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0, false);
+  }
+  std::printf("%s: %s\n", sparta::instructions(), failures == 0 ? "ok" : "FAILED");
+  return failures == 0 ? 0 : 1;
+}
