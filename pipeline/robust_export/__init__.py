@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robust_export import native as native
     from robust_export import sparta as sparta
     from robust_export.activations import replace_activations as replace_activations
     from robust_export.bundle import Bundle as Bundle
@@ -33,12 +34,12 @@ _HOMES = {
     "verify": "verification",
 }  # fmt: skip
 
-__all__ = [*_HOMES, "__version__", "sparta"]
+__all__ = [*_HOMES, "__version__", "native", "sparta"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sparta":  # the room, which is callable as the function it is named after
-        return import_module("robust_export.sparta")
+    if name in ("native", "sparta"):  # rooms; sparta is callable as the function it is named after
+        return import_module(f"robust_export.{name}")
     if name in _HOMES:
         return getattr(import_module(f"robust_export.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'robust_export' has no attribute {name!r}")

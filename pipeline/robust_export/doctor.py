@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from robust_export.native import ort_library, why_no_library
+
 REQUIRED = (
     "torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "scikit-learn",
     "pyautoattack", "click",
@@ -73,8 +75,13 @@ def _gpu() -> Iterator[Check]:
 
 def _building() -> Iterator[Check]:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    advice = "" if compiler else "a C++ compiler (Debian: apt-get install g++), for torch.compile"
+    advice = "" if compiler else "a C++ compiler (Debian: apt-get install g++), for the fused kernel"
     yield Check("C++ compiler", "ok" if compiler else "optional", compiler or "none", advice)
+    library = ort_library()
+    yield Check(
+        "fused kernel", "ok" if library else "optional", str(library) if library else "none",
+        "" if library else why_no_library(),
+    )  # fmt: skip
 
 
 def _disk() -> Check:

@@ -48,6 +48,10 @@ class ArtifactError(RobustExportError):
     """An exported file that is damaged, or is not the artifact of the bundle it is judged with."""
 
 
+class BuildError(RobustExportError):
+    """Kernels that cannot be built or loaded: a compiler, header or library that is missing or fails."""
+
+
 class TrainingError(RobustExportError):
     """A training run that cannot start, go on or be resumed."""
 
