@@ -1,10 +1,12 @@
-"""What several tests share: a small recipe, a bundle trained by it, a linear network."""
+"""What several tests share: a small recipe, a bundle trained by it, a linear network, the kernel."""
 
 from __future__ import annotations
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of this process, and of those that tests start; before torch
+
+os.environ["ROBUST_EXPORT_ORT_LIBRARY"] = ""  # stock ONNX Runtime, but for the tests of the kernel
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_export import native
 from robust_export.bundle import Bundle
 from robust_export.config import Recipe, merge, parse
+from robust_export.errors import BuildError
 from robust_export.export.onnx import export_bundle
 from robust_export.training import train
 
@@ -91,3 +95,21 @@ def linear() -> Linear:
     with torch.no_grad():
         labels = module(pixels).argmax(1)
     return Linear(module.eval(), pixels, labels)
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The library for ONNX Runtime, built where it is not; skipped where it cannot be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ROBUST_EXPORT_ORT_LIBRARY")
+        try:
+            return native.ort_library() or native.build().library
+        except BuildError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture
+def library(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, used by everything that runs in the test."""
+    monkeypatch.setenv("ROBUST_EXPORT_ORT_LIBRARY", str(built))
+    return built

@@ -74,7 +74,7 @@ def test_the_tables_are_for_people(bundle: Bundle) -> None:
 
 
 def test_options_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
-    from robust_export.cli import _recipe
+    from robust_export.cli.pipeline import _recipe
 
     file = tmp_path / "r.toml"
     file.write_text('[train]\nepochs = 7\nlr = 0.05\n[data]\nname = "digits"\n')

@@ -14,9 +14,11 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from robust_export.classifier import Logits, Pixels
-from robust_export.errors import ArtifactError, reason
+from robust_export.errors import ArtifactError, BuildError, reason
+from robust_export.native import HOW, ort_library
+from robust_export.runtimes.blocked import BLOCKED, DOMAIN, OPERATOR, blocked_session
 
-DOMAIN, OPERATOR = "ai.sparta", "Sparta"
+CPU = "CPUExecutionProvider"
 
 
 class OnnxRuntimeClassifier:
@@ -26,26 +28,30 @@ class OnnxRuntimeClassifier:
         path: a file with one input, float32 [N, C, H, W], whose first output is the logits [N, K].
         providers: ONNX Runtime's execution providers, in order of preference.
         threads: of one inference; 0 lets ONNX Runtime choose.
+        kernel: run Sparta with the fused kernel where it is built; False, or where it is not, runs the file's
+            own function body, as a stock ONNX Runtime does.
 
     Raises:
         ArtifactError: if the file is no ONNX model, or one of another signature.
+        BuildError: if there is a kernel, but ONNX Runtime cannot load it.
     """
 
     runtime = "onnxruntime"
 
     def __init__(
-        self, path: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",),
-        batch_size: int = 256, threads: int = 0,
+        self, path: str | Path, *, providers: Sequence[str] = (CPU,), batch_size: int = 256, threads: int = 0,
+        kernel: bool = True,
     ) -> None:  # fmt: skip
         self.path = Path(path)
         self.batch_size = batch_size
         self.providers = list(providers)
         self.threads = threads
-        graph, self.metadata = _read(self.path)
-        nodes = [n for n in graph.node if n.domain == DOMAIN and n.op_type == OPERATOR]
-        self.sparta_nodes = len(nodes)
+        model = read_model(self.path)
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        self.sparta_nodes = sum(n.domain == DOMAIN and n.op_type == OPERATOR for n in model.graph.node)
+        self.library = ort_library() if kernel and self.sparta_nodes else None
         self.precision = "fp32"
-        self._session = self._start(ort.SessionOptions())
+        self._session = self._start()
         self._check_signature()
 
     def __call__(self, pixels: Pixels) -> Logits:
@@ -64,31 +70,57 @@ class OnnxRuntimeClassifier:
 
         A node whose function body was inlined is none of them.
         """
+        events = self.profile(np.zeros((1, *self.plane), np.float32))
+        fused = [event["args"] for event in events if event["args"]["op_name"] in (OPERATOR, BLOCKED)]
+        return len({args["node_index"] for args in fused})
+
+    def profile(self, pixels: Pixels, runs: int = 1) -> list[dict[str, Any]]:
+        """Return ONNX Runtime's own record of every operator that ran, from a session of its own.
+
+        An event's `dur` is in microseconds, its `args` name the operator (`op_name`) and the node.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            options = ort.SessionOptions()
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
-            session = self._start(options)
-            session.run(None, {self._input: np.zeros((1, *self.plane), np.float32)})
+            session = self._start(profile=Path(folder) / "profile")
+            for _ in range(runs):
+                session.run(None, {self._input: pixels})
             events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-        ran = {
-            event["args"].get("node_index")
-            for event in events
-            if event.get("cat") == "Node" and event.get("args", {}).get("op_name") == OPERATOR
-        }
-        return len(ran)
+        return [
+            event for event in events if event.get("cat") == "Node" and "op_name" in event.get("args", {})
+        ]
 
     def _run(self, pixels: Pixels) -> Logits:
         logits: Logits = self._session.run(None, {self._input: np.ascontiguousarray(pixels)})[0]
         return logits.astype(np.float32, copy=False)
 
-    def _start(self, options: ort.SessionOptions) -> Any:
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
+    def _start(self, profile: Path | None = None) -> Any:
+        """Start a session: in the blocked layout where that can be had, as the file is elsewhere."""
+        session = None
+        if self.library is not None and self.providers == [CPU]:
+            session = blocked_session(read_model(self.path), lambda: self._options(profile), self.providers)
+        if session is not None:
+            return session
+        options = self._options(profile)
         try:
             return ort.InferenceSession(str(self.path), options, providers=self.providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             raise ArtifactError(f"ONNX Runtime cannot load {self.path}: {reason(error)}") from error
+
+    def _options(self, profile: Path | None) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
+        if self.library is not None:
+            try:
+                options.register_custom_ops_library(str(self.library))
+            except Exception as error:
+                raise BuildError(
+                    f"ONNX Runtime cannot load the kernel {self.library}: {reason(error)}\n"
+                    f"To replace it, {HOW} --force; to go without, set ROBUST_EXPORT_ORT_LIBRARY to nothing."
+                ) from error
+        return options
 
     def _check_signature(self) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -108,7 +140,12 @@ class OnnxRuntimeClassifier:
         self.classes = outputs[0].shape[1]
 
 
-def _read(path: Path) -> tuple[onnx.GraphProto, dict[str, str]]:
+def read_model(path: Path) -> onnx.ModelProto:
+    """Return the file's model.
+
+    Raises:
+        ArtifactError: if it is no ONNX file, or one without a node.
+    """
     try:
         model = onnx.load(path)
     except (OSError, DecodeError, ValueError) as error:
@@ -119,4 +156,4 @@ def _read(path: Path) -> tuple[onnx.GraphProto, dict[str, str]]:
         raise ArtifactError(
             f"{path} is not an ONNX file, or an empty one. Make it with `robust-export onnx`."
         )
-    return model.graph, {entry.key: entry.value for entry in model.metadata_props}
+    return model

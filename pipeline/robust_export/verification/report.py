@@ -54,6 +54,12 @@ class ArtifactReport:
     verdict: Outcome
     reasons: list[str]
 
+    @property
+    def where(self) -> str:
+        """What ran it, in a few words."""
+        fused = f", {self.fused_nodes} of {self.sparta_nodes} Sparta fused" if self.fused_nodes else ""
+        return f"{self.runtime} {self.precision}{fused}"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -104,7 +110,7 @@ class Report:
             low, high = item.robust_drop.ci95
             drop = f"{item.robust_drop.drop:.2%} [{low:.2%}, {high:.2%}]"
             table.add_row(
-                f"{item.runtime} {item.precision}", _show(item.clean), _show(item.robust), drop,
+                item.where, _show(item.clean), _show(item.robust), drop,
                 item.verdict.upper(),
             )  # fmt: skip
         return table
@@ -112,14 +118,14 @@ class Report:
     def _parity_table(self) -> Table:
         scale = f"logit scale {self.source.logit_scale:.3g}"
         table = Table(title=f"parity with the source, {scale}", title_justify="left")
-        table.add_column("file")
+        table.add_column("runs on")
         table.add_column("inputs")
         for name in ("max gap", "mean gap", "cosine", "top-1 agreement"):
             table.add_column(name, justify="right")
         for item in self.artifacts:
             for name, p in item.parity.items():
                 table.add_row(
-                    item.file, name, f"{p.max_abs:.2e}", f"{p.mean_abs:.2e}", f"{p.cosine:.8f}",
+                    item.where, name, f"{p.max_abs:.2e}", f"{p.mean_abs:.2e}", f"{p.cosine:.8f}",
                     f"{p.top1_agreement:.2%}",
                 )  # fmt: skip
         return table

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,14 +23,18 @@ from robust_export.device import find_device
 from robust_export.errors import ArtifactError, BundleError, InvalidValue
 from robust_export.files import sha256, write_json
 from robust_export.models import load
+from robust_export.native import ort_library, why_no_library
 from robust_export.provenance import now, versions
-from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.runtimes import open_file
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.sparta import sparta_modules
 from robust_export.verification.gates import Correct, judge, measure_drop
 from robust_export.verification.parity import logit_scale, parity
 from robust_export.verification.report import Accuracy, ArtifactReport, Report, SourceReport
 from robust_export.verification.statistics import wilson
+
+if TYPE_CHECKING:
+    from robust_export.runtimes import ArtifactClassifier
 
 GATES = ("max_drop", "max_gap", "min_agreement")
 
@@ -67,6 +71,7 @@ def verify(
     bundle: str | Path | Bundle,
     artifacts: Sequence[str | Path] = (),
     *,
+    runtime: str = "onnxruntime",
     settings: Verify | None = None,
     threat: Threat | None = None,
     device: str = "auto",
@@ -78,6 +83,8 @@ def verify(
 
     Args:
         artifacts: ONNX files, in the bundle or elsewhere; all of the bundle's by default.
+        runtime: what runs them, "onnxruntime" or "openvino". ONNX Runtime runs each as a stock one does, with
+            the file's function body, and with the fused kernel as well where that is built.
         settings: budgets and gates; the recipe's by default.
         threat: the attacks' budget; the one that the network was trained for by default.
         write: keep the report as the bundle's verify.json.
@@ -92,7 +99,10 @@ def verify(
     seconds: dict[str, float] = {}
     files = _artifact_files(opened, artifacts)
     network = load(opened)
-    classifiers = [open_artifact(file, opened, len(sparta_modules(network))) for file in files]
+    wants_sparta = len(sparta_modules(network))
+    judged = [(file, c) for file in files for c in open_artifact(file, opened, wants_sparta, runtime)]
+    if wants_sparta and runtime == "onnxruntime" and ort_library() is None:
+        say(why_no_library())
     spec = recipe.model
     images = load_dataset(
         recipe.data.name, "test", spec.image_size, spec.in_chans, data_dir or recipe.data.dir
@@ -111,8 +121,8 @@ def verify(
         answers = ask(source, inputs)
         scale = logit_scale(answers.sets["clean"])
         reports = []
-        for file, classifier in zip(files, classifiers, strict=True):
-            say(f"comparing {file.name}")
+        for file, classifier in judged:
+            say(f"comparing {file.name} on {classifier.runtime}")
             theirs = ask(classifier, inputs)
             reports.append(_judge(opened, file, classifier, answers, theirs, scale, settings))
     report = Report(
@@ -142,8 +152,10 @@ def verify(
     return report
 
 
-def open_artifact(file: Path, bundle: Bundle, wants_sparta: int) -> OnnxRuntimeClassifier:
-    """Return the artifact as a classifier, once it has proved to be one of this model.
+def open_artifact(
+    file: Path, bundle: Bundle, wants_sparta: int, runtime: str = "onnxruntime"
+) -> list[ArtifactClassifier]:
+    """Return the artifact as a classifier in each way the runtime has to run it.
 
     Raises:
         ArtifactError: if it is no ONNX classifier, takes other images, has other labels, or lacks
@@ -151,7 +163,16 @@ def open_artifact(file: Path, bundle: Bundle, wants_sparta: int) -> OnnxRuntimeC
     """
     if file.suffix != ".onnx":
         raise ArtifactError(f"{file} is no artifact that can be verified; expected an .onnx file")
-    classifier = OnnxRuntimeClassifier(file)
+    if runtime != "onnxruntime":
+        classifiers = [open_file(file, runtime)]
+    else:
+        kernels = (False, True) if wants_sparta and ort_library() is not None else (False,)
+        classifiers = [open_file(file, kernel=kernel) for kernel in kernels]
+    _check_identity(classifiers[0], file, bundle, wants_sparta)
+    return classifiers
+
+
+def _check_identity(classifier: ArtifactClassifier, file: Path, bundle: Bundle, wants_sparta: int) -> None:
     spec = bundle.recipe().model
     plane = (spec.in_chans, spec.image_size, spec.image_size)
     if classifier.plane != plane:
@@ -170,7 +191,6 @@ def open_artifact(file: Path, bundle: Bundle, wants_sparta: int) -> OnnxRuntimeC
             f"{file} has no ai.sparta::Sparta node, but {bundle.name} is a Sparta network. Export "
             "it with `robust-export onnx`."
         )
-    return classifier
 
 
 def ask(classifier: Classifier, inputs: Inputs) -> Answers:
@@ -223,7 +243,7 @@ def _inputs(
 
 
 def _judge(
-    bundle: Bundle, file: Path, classifier: OnnxRuntimeClassifier, ours: Answers, theirs: Answers,
+    bundle: Bundle, file: Path, classifier: ArtifactClassifier, ours: Answers, theirs: Answers,
     scale: float, gates: Verify,
 ) -> ArtifactReport:  # fmt: skip
     compared = {name: parity(logits, theirs.sets[name]) for name, logits in ours.sets.items()}

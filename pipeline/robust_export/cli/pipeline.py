@@ -1,61 +1,19 @@
-"""The command line: a thin layer that reads options, calls the library, and shows what it returns."""
+"""The commands of the pipeline: demo, train, onnx, verify, bench."""
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from robust_export import __version__
+from robust_export.cli.base import cli, interruptible, json_option, model_option
 from robust_export.console import Console
-from robust_export.errors import RobustExportError
+from robust_export.errors import InvalidValue
+from robust_export.runtimes import RUNTIMES
 
 GATE_FAILED = 3  # the exit code of a gate that did not hold
-
-
-class Failure(click.ClickException):
-    """An error of the library, as click shows it: one message, an exit code, no traceback."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]
-
-
-class Commands(click.Group):
-    """Turns what the library raises into what the command line prints."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RobustExportError as error:
-            raise Failure(str(error), error.exit_code) from error
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="robust-export")
-def cli() -> None:
-    """Train adversarially robust image classifiers, export them, and prove that they still are.
-
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a verification gate did not hold.
-    """
-
-
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --json to a command."""
-    text = "Print one JSON object on standard output, and nothing else there."
-    return click.option("--json", "as_json", is_flag=True, help=text)(command)
-
-
-def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --model, which names a bundle, to a command."""
-    text = "A bundle under exported/, or the path of one."
-    return click.option("--model", required=True, metavar="NAME|PATH", help=text)(command)
 
 
 @cli.command()
@@ -63,7 +21,7 @@ def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def demo(as_json: bool) -> None:
     """Train, export and verify on the built-in digits, in minutes; writes exported/demo."""
     console = Console(as_json)
-    with _interruptible("the demo was interrupted; an older exported/demo is untouched"):
+    with interruptible("the demo was interrupted; an older exported/demo is untouched"):
         from robust_export.demo import run_demo
 
         result = run_demo(say=console.say, on_epoch=console.epoch)
@@ -108,7 +66,7 @@ def train(
     }  # fmt: skip
     asked = _recipe(recipe, options)
     target = out or HOME / asked.model.name
-    with _interruptible(f"training was interrupted; go on with the same command and --resume ({target})"):
+    with interruptible(f"training was interrupted; go on with the same command and --resume ({target})"):
         from robust_export.training import train as run
 
         bundle = run(
@@ -136,18 +94,28 @@ def onnx(model: str, precision: str, opset: int | None, as_json: bool) -> None: 
     """Write a bundle's network as one self-contained ONNX file with ai.sparta::Sparta nodes."""
     from robust_export.bundle import Bundle
     from robust_export.export.onnx import DEFAULT_OPSET, export_bundle
+    from robust_export.native import why_no_library
+    from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
     console = Console(as_json)
     bundle = Bundle.open(model)
     console.say(f"exporting {bundle.name}")
     path = export_bundle(bundle, DEFAULT_OPSET if opset is None else opset)
-    console.show({"file": str(path), **bundle.manifest["files"][path.name]})
+    file = OnnxRuntimeClassifier(path)
+    fused, nodes = file.fused_nodes(), file.sparta_nodes
+    facts = {"file": str(path), **bundle.manifest["files"][path.name]}
+    console.show(facts | {"sparta_nodes": nodes, "fused_nodes": fused})
+    if nodes:
+        console.say(f"{fused} of {nodes} Sparta nodes run fused here" if fused else why_no_library())
     console.say(f"wrote {path}; next: robust-export verify --model {_name(bundle.path)}")
 
 
 @cli.command()
 @model_option
 @click.option("--artifact", multiple=True, metavar="FILE", help="Judge this one; may be repeated.  [all]")
+@click.option(
+    "--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True, help="What runs them."
+)
 @click.option("--eps", metavar="E", help="Of the attacks.  [what the model was trained for]")
 @click.option("--norm", metavar="NORM", help="Linf or L2.  [what the model was trained for]")
 @click.option("--attacks", metavar="A,B", help="apgd-ce, apgd-dlr, apgd-t, fab-t, square.  [the recipe's]")
@@ -158,9 +126,9 @@ def onnx(model: str, precision: str, opset: int | None, as_json: bool) -> None: 
 @click.option("--device", default="auto", show_default=True, help="Of the attacks on the source.")
 @json_option
 def verify(
-    model: str, artifact: tuple[str, ...], eps: str | None, norm: str | None, attacks: str | None,
-    max_drop: str | None, samples: int | None, seed: int | None, data_dir: str | None, device: str,
-    as_json: bool,
+    model: str, artifact: tuple[str, ...], runtime: str, eps: str | None, norm: str | None,
+    attacks: str | None, max_drop: str | None, samples: int | None, seed: int | None,
+    data_dir: str | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Attack a bundle's network, and judge its artifacts on what the attacks found."""
     from dataclasses import asdict
@@ -174,57 +142,59 @@ def verify(
     changes = {"attacks": names, "max_drop": max_drop, "samples": samples, "seed": seed}
     settings = build(Verify, asdict(bundle.recipe().verify) | _given(changes), "verify options")
     threat = build(Threat, asdict(bundle.threat) | _given({"eps": eps, "norm": norm}), "threat")
-    with _interruptible("verification was interrupted; nothing was written"):
+    with interruptible("verification was interrupted; nothing was written"):
         from robust_export.verification import verify as run
 
         report = run(
-            bundle, artifact, settings=settings, threat=threat, device=device, data_dir=data_dir,
-            say=console.say,
+            bundle, artifact, runtime=runtime, settings=settings, threat=threat, device=device,
+            data_dir=data_dir, say=console.say,
         )  # fmt: skip
     console.show(report.to_dict(), *report.tables())
     for item in report.artifacts:
         for reason in item.reasons:
-            console.say(f"{item.verdict.upper()} {item.file}: {reason}")
+            console.say(f"{item.verdict.upper()} {item.file} on {item.where}: {reason}")
     console.say(f"wrote {bundle.path / 'verify.json'}")
     _exit_by(report.verdict)
 
 
 @cli.command()
-@click.argument("filter", default="")
+@model_option
+@click.option(
+    "--batch", "batches", default="1,32", show_default=True, metavar="N,M", help="Images at a time."
+)
+@click.option("--threads", default="1", show_default=True, metavar="N,M", help="Of one inference.")
+@click.option(
+    "--against", metavar="A,B", help="relu, body, eager, compile, openvino, openvino-relu.  [all of them]"
+)
+@click.option("--rounds", type=int, default=10, show_default=True, help="Turns that everything gets.")
+@click.option("--operator", is_flag=True, help="Measure Sparta alone on the model's planes as well.")
 @json_option
-def models(filter: str, as_json: bool) -> None:
-    """List every name that train's --model takes; FILTER keeps those that contain it."""
-    from robust_export.models import model_names
-
-    names = [name for name in model_names() if filter in name]
-    if not names:
-        raise Failure(f"no model's name contains {filter!r}; `robust-export models` lists all")
-    if as_json:
-        click.echo(json.dumps({"models": names}))
-    else:
-        click.echo("\n".join(names))
-
-
-@cli.command()
-@json_option
-def doctor(as_json: bool) -> None:
-    """Say what this machine can do, and what is missing for the rest."""
-    from dataclasses import asdict
-
-    from rich.table import Table
-
-    from robust_export.doctor import examine
+def bench(
+    model: str, batches: str, threads: str, against: str | None, rounds: int, operator: bool, as_json: bool
+) -> None:
+    """Measure a bundle's model.onnx side by side with its ReLU twin and with other runtimes."""
+    from robust_export.bench import bench_bundle
+    from robust_export.bench.models import PEERS
+    from robust_export.bundle import Bundle
 
     console = Console(as_json)
-    checks = examine()
-    table = Table("", "what", "found", "to get it")
-    marks = {"ok": "ok", "missing": "MISSING", "optional": "-"}
-    for check in checks:
-        table.add_row(marks[check.status], check.name, check.found, check.advice)
-    ready = all(check.status != "missing" for check in checks)
-    console.show({"ready": ready, "checks": [asdict(check) for check in checks]}, table)
-    if not ready:
-        raise Failure("something that robust-export needs is missing; see the table above")
+    peers = tuple(name.strip() for name in against.split(",")) if against is not None else tuple(PEERS)
+    with interruptible("the benchmark was interrupted"):
+        result = bench_bundle(
+            Bundle.open(model), batches=_counts("--batch", batches), threads=_counts("--threads", threads),
+            against=peers, rounds=rounds, operator=operator, say=console.say,
+        )  # fmt: skip
+    console.show(result.to_dict(), *result.tables())
+    for name, why in result.missing.items():
+        console.say(f"not measured: {name}: {why}")
+
+
+def _counts(option: str, text: str) -> list[int]:
+    """Return the whole numbers of "1,32"."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidValue(f"{option} is {text!r}; expected whole numbers with commas between") from None
 
 
 def _recipe(file: Path | None, options: dict[str, dict[str, Any]]) -> Any:
@@ -255,19 +225,3 @@ def _name(path: Path) -> str:
 def _exit_by(verdict: str) -> None:
     if verdict != "pass":
         sys.exit(GATE_FAILED)
-
-
-@contextmanager
-def _interruptible(message: str) -> Iterator[None]:
-    """Turn Ctrl-C, and SIGTERM just so, into a failure with a message."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Failure(message) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,68 @@
+"""What every command shares: the group, its errors, its common options."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from robust_export import __version__
+from robust_export.errors import RobustExportError
+
+
+class Failure(click.ClickException):
+    """An error of the library, as click shows it: one message, an exit code, no traceback."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+class Commands(click.Group):
+    """Turns what the library raises into what the command line prints."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RobustExportError as error:
+            raise Failure(str(error), error.exit_code) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="robust-export")
+def cli() -> None:
+    """Train adversarially robust image classifiers, export them, and prove that they still are.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a verification gate did not hold.
+    """
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --json to a command."""
+    text = "Print one JSON object on standard output, and nothing else there."
+    return click.option("--json", "as_json", is_flag=True, help=text)(command)
+
+
+def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --model, which names a bundle, to a command."""
+    text = "A bundle under exported/, or the path of one."
+    return click.option("--model", required=True, metavar="NAME|PATH", help=text)(command)
+
+
+@contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Turn Ctrl-C, and SIGTERM just so, into a failure with a message."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Failure(message) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

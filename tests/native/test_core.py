@@ -1,0 +1,47 @@
+"""The kernels in C++, against float64: as they are built, and under sanitizers (plugins/tests)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from robust_export import native
+from robust_export.errors import BuildError
+
+
+def cuda_include() -> str:
+    """Return a folder with CUDA's headers: of an installed toolkit, or of Triton, which torch came with."""
+    places = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
+    triton = importlib.util.find_spec("triton")
+    for root in (triton and triton.submodule_search_locations) or []:
+        places.append(Path(root) / "backends/nvidia/include")
+    wanted = ("cuda_fp16.h", "crt/host_defines.h")
+    return next((str(place) for place in places if all((place / name).is_file() for name in wanted)), "")
+
+
+@pytest.mark.parametrize("sanitize", ["", "address,undefined", "thread"])
+def test_kernels_are_right_and_touch_only_what_is_theirs(tmp_path: Path, sanitize: str) -> None:
+    """Every set of instructions that this CPU has; the others are reported by ctest as skipped."""
+    try:
+        tools = native.find_tools()
+    except BuildError as error:
+        pytest.skip(str(error))
+    options = {
+        "SPARTA_TESTS": "ON", "SPARTA_SANITIZE": sanitize, "SPARTA_CUDA_INCLUDE": cuda_include(),
+        "CMAKE_CXX_COMPILER": tools.compiler, "CMAKE_CXX_FLAGS": "-Werror",
+    }  # fmt: skip
+    given = [f"-D{name}={value}" for name, value in options.items()]
+    configure = [tools.cmake, "-S", str(native.sources()), "-B", str(tmp_path), *given]
+    ctest = Path(tools.cmake).with_name("ctest")
+    for command in (
+        configure,
+        [tools.cmake, "--build", str(tmp_path), "--parallel", "2"],
+        [str(ctest), "--test-dir", str(tmp_path), "--output-on-failure"],
+    ):
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    assert "100% tests passed" in ran.stdout
