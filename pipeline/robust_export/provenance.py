@@ -6,13 +6,17 @@ import os
 import platform
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from robust_export.data import Images
 
-PACKAGES = ("torch", "timm", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "pyautoattack")
+PACKAGES = (
+    "torch", "timm", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy",
+    "pyautoattack",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -43,6 +47,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return what a bit-identical repetition depends on besides versions."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count(),
+        "system": platform.system(), "processor": platform.machine(), "cpu": _cpu(), "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(), "python": platform.python_version(), "gpu": gpu,
     }  # fmt: skip
+
+
+def _cpu() -> str:
+    """Return the processor's own name where the system says it (Linux), its family elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,178 @@
+"""The fused kernel's targets: whole ResNet-18s against their peers, and Sparta alone on every plane.
+
+    python benchmarks/kernel.py                  measure; writes benchmarks/kernel.json and docs/kernel.svg
+    python benchmarks/kernel.py --plot           draw docs/kernel.svg again from benchmarks/kernel.json
+
+The networks are untrained, with random gates; what they compute does not change how long it takes. It is
+ten minutes' work for two cores, which should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from robust_export.bench import Bench, bench_network, bench_operator
+from robust_export.bench.models import FUSED, PEERS, TITLES, sparta_planes
+from robust_export.bench.operator import BLOCKS, BODY, PLANES
+from robust_export.export.onnx import export_onnx
+from robust_export.files import write_atomically, write_json
+from robust_export.models import create_model
+from robust_export.sparta import sparta_modules
+
+HERE = Path(__file__).parent
+RESULT, PLOT = HERE / "kernel.json", HERE.parent / "docs" / "kernel.svg"
+CASES = ((224, (8,)), (32, (1, 64)))
+THREADS = (1, 2)
+
+
+def gated_resnet(name: str, size: int) -> nn.Module:
+    """Return a network whose gates are not those of ReLU, in eval mode."""
+    torch.manual_seed(0)
+    network = create_model(name, num_classes=1000 if size == 224 else 10, image_size=size).eval()
+    for module in sparta_modules(network).values():
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+def planes() -> list[tuple[int, int, int, int]]:
+    """Return every shape that Sparta has in ResNet-18 and -50, at the sizes and batches of the targets."""
+    shapes: dict[tuple[int, int, int, int], None] = {}
+    for name in ("r18_sparta", "r50_sparta"):
+        for size, batches in CASES:
+            network = gated_resnet(name, size)
+            for _, c, h, w in sparta_planes(network, np.zeros((1, 3, size, size), np.float32)):
+                shapes |= dict.fromkeys((batch, c, h, w) for batch in batches)
+    return sorted(shapes, key=lambda s: (s[0], -s[2], s[1]))
+
+
+def run() -> Bench:
+    """Measure everything in this process."""
+    runs, parts = [], []
+    for size, batches in CASES:
+        network = gated_resnet("r18_sparta", size)
+        with tempfile.TemporaryDirectory() as folder:
+            file = export_onnx(network, Path(folder) / "model.onnx", size)
+            parts.append(
+                bench_network(network, file, "r18_sparta", batches=batches, threads=THREADS, say=print)
+            )
+        runs += parts[-1].runs
+    for threads in THREADS:
+        runs += bench_operator(planes(), threads=threads, say=print)
+    return replace(parts[0], runs=runs)
+
+
+def targets(result: dict[str, Any]) -> Table:
+    """Return the targets and what was measured: two threads, ratios of medians within one run."""
+    table = Table("what", "target", "measured", "held", title="the kernel's targets, 2 threads")
+    fused, relu, body = TITLES[FUSED], PEERS["relu"], PEERS["body"]
+
+    def row(what: str, target: str, value: float, held: bool) -> None:
+        table.add_row(what, target, f"{value:.2f}", "yes" if held else "NO")
+
+    for item in result["runs"]:
+        if item["threads"] != 2:
+            continue
+        time = {name: timing["median"] for name, timing in item["timings"].items()}
+        title = item["title"]
+        if "batch" in item:
+            row(f"{title}: fused / ReLU twin", "at most 1.15", r := time[fused] / time[relu], r <= 1.15)
+            row(f"{title}: fused / function body", "at most 1", r := time[fused] / time[body], r <= 1)
+            if item["image_size"] == 224:
+                row(
+                    f"{title}: fused / OpenVINO",
+                    "at most 1.10",
+                    r := time[fused] / time[PEERS["openvino"]],
+                    r <= 1.1,
+                )
+                row(
+                    f"{title}: PyTorch eager / fused",
+                    "at least 1.8",
+                    r := time[PEERS["eager"]] / time[fused],
+                    r >= 1.8,
+                )
+            continue
+        for name in (PLANES, BLOCKS):
+            if name not in time:
+                continue
+            gain, copy = time[BODY] / time[name], item["copy_seconds"] / time[name]
+            if item["shape"][2] >= 28:
+                row(f"{title}: body / {name}", "at least 2", gain, gain >= 2)
+                row(f"{title}: {name}, share of copy bandwidth", "at least 0.7", copy, copy >= 0.7)
+            else:
+                row(f"{title}: body / {name}", "at least 1", gain, gain >= 1)
+    return table
+
+
+def plot(result: dict[str, Any]) -> None:
+    """Draw whole models on the left, Sparta alone on the right; two threads."""
+    import io
+
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "robust-export"
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(3, 2), layout="constrained")
+    models = [item for item in result["runs"] if item["threads"] == 2 and "batch" in item]
+    names = [TITLES[FUSED], *PEERS.values()]
+    colours = ["#c2410c", "#57534e", "#a8a29e", "#1d4ed8", "#60a5fa", "#047857", "#6ee7b7"]
+    width = 0.8 / len(names)
+    for number, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        present = [
+            (x, item["timings"][name]["ratio"]) for x, item in enumerate(models) if name in item["timings"]
+        ]
+        places = [x + (number - len(names) / 2 + 0.5) * width for x, _ in present]
+        left.bar(places, [ratio for _, ratio in present], width, label=name, color=colour)
+    left.axhline(1, color="black", linewidth=0.6)
+    labels = [f"{item['image_size']}x{item['image_size']}, batch {item['batch']}" for item in models]
+    left.set_xticks(range(len(models)), labels)
+    left.set_ylabel("time, as a multiple of the ReLU twin's")
+    left.set_title("ResNet-18 on two threads (lower is better)", fontsize=10)
+    left.legend(fontsize=7, ncols=2, loc="upper left")
+    left.set_ylim(0, max(t["ratio"] for item in models for t in item["timings"].values()) * 1.35)
+    alone = [item for item in result["runs"] if item["threads"] == 2 and "shape" in item]
+    for name, colour, mark in ((BODY, "#a8a29e", "s"), (PLANES, "#fb923c", "o"), (BLOCKS, "#c2410c", "^")):
+        points = [
+            (item["shape"][2], item["copy_seconds"] / item["timings"][name]["median"])
+            for item in alone if name in item["timings"]
+        ]  # fmt: skip
+        right.scatter(*zip(*points, strict=True), label=name, color=colour, marker=mark, s=22)
+    right.set_xscale("log", base=2)
+    sides = [4, 8, 16, 32, 56, 112]  # 7, 14 and 28 would run into them
+    right.set_xticks(sides, [str(side) for side in sides], fontsize=7)
+    right.minorticks_off()
+    right.set_xlabel("side of a plane")
+    right.set_ylabel("speed, as a share of a large copy's")
+    right.set_ylim(0)
+    right.set_title("Sparta alone on two threads (higher is better)", fontsize=10)
+    right.legend(fontsize=7)
+    picture = io.StringIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None})
+    write_atomically(PLOT, picture.getvalue())
+
+
+def main(arguments: list[str]) -> None:
+    if "--plot" not in arguments:
+        write_json(RESULT, run().to_dict())
+    result = json.loads(RESULT.read_text())
+    console = Console(width=130)
+    console.print(targets(result))
+    console.print(result["provenance"]["machine"], result["missing"])
+    plot(result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

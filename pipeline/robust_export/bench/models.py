@@ -1,0 +1,219 @@
+"""Whole models: the exported file against its ReLU twin and against what one would run instead."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from robust_export.bench.operator import Shape, bench_operator
+from robust_export.bench.report import Bench, Run
+from robust_export.bench.timing import Call, copy_bandwidth, measure
+from robust_export.bundle import Bundle
+from robust_export.classifier import Pixels
+from robust_export.errors import BundleError, InvalidValue, RobustExportError, reason, unknown
+from robust_export.export.onnx import export_onnx
+from robust_export.models import load
+from robust_export.native import ort_library
+from robust_export.provenance import machine, now, versions
+from robust_export.runtimes import open_file
+from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.sparta import Sparta
+
+FUSED = "fused"
+PEERS = {
+    "relu": "ONNX Runtime, ReLU twin",
+    "body": "ONNX Runtime, function body",
+    "eager": "PyTorch eager",
+    "compile": "torch.compile",
+    "openvino": "OpenVINO",
+    "openvino-relu": "OpenVINO, ReLU twin",
+}
+"""What a model is compared with, by the name that --against takes."""
+
+TITLES = {FUSED: "ONNX Runtime, fused kernel"} | PEERS
+
+Say = Callable[[str], None]
+
+
+def bench_bundle(
+    bundle: str | Path | Bundle,
+    *,
+    batches: Sequence[int] = (1, 32),
+    threads: Sequence[int] = (1,),
+    against: Sequence[str] = tuple(PEERS),
+    rounds: int = 10,
+    operator: bool = False,
+    say: Say = lambda line: None,
+) -> Bench:
+    """Measure a bundle's model.onnx against its peers, on the same weights and inputs.
+
+    Args:
+        against: names of PEERS.
+        operator: measure Sparta alone as well, on each of the planes that the model has.
+
+    Raises:
+        BundleError: if the bundle has no model.onnx.
+        InvalidValue: for a batch, a number of threads or of rounds below 1.
+        UnknownName: for a peer that is none.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if "model.onnx" not in opened.files("onnx"):
+        raise BundleError(
+            f"bundle {opened.path} has no model.onnx. Make it with "
+            f"`robust-export onnx --model {opened.name}`."
+        )
+    return bench_network(
+        load(opened), opened.file("model.onnx"), opened.name, batches=batches, threads=threads,
+        against=against, rounds=rounds, operator=operator, say=say,
+    )  # fmt: skip
+
+
+def bench_network(
+    network: nn.Module,
+    file: Path,
+    name: str,
+    *,
+    batches: Sequence[int],
+    threads: Sequence[int],
+    against: Sequence[str] = tuple(PEERS),
+    rounds: int = 10,
+    operator: bool = False,
+    say: Say = lambda line: None,
+) -> Bench:
+    """Measure `file`, exported from `network`, against its peers; see `bench_bundle`."""
+    _check(batches, threads, against, rounds)
+    plane = OnnxRuntimeClassifier(file).plane
+    runs: list[Run] = []
+    missing: dict[str, str] = {}
+    fused, nodes = 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        twin = Path(folder) / "relu.onnx"
+        if {"relu", "openvino-relu"} & set(against):
+            export_onnx(relu_twin(network), twin, plane[1], plane[0])
+        for count in threads:
+            with _torch_threads(count):
+                bandwidth = copy_bandwidth(count)
+                for batch in batches:
+                    say(f"batch {batch}, {count} thread{'s' if count > 1 else ''}")
+                    pixels = np.random.default_rng(0).random((batch, *plane), dtype=np.float32)
+                    contestants, absent, kernel = _contestants(network, file, twin, pixels, count, against)
+                    missing |= absent
+                    fused, nodes = kernel
+                    planes = sparta_planes(network, pixels)
+                    moved = 8 * sum(map(math.prod, planes))
+                    timings = measure(contestants, rounds=rounds)
+                    reference = PEERS["relu"] if PEERS["relu"] in timings else next(iter(timings))
+                    facts = {
+                        "batch": batch, "image_size": plane[1], "bytes": moved,
+                        "copy_bandwidth": bandwidth, "copy_seconds": moved / bandwidth,
+                    }  # fmt: skip
+                    title = f"{name}: batch {batch}, {plane[1]}x{plane[2]}"
+                    runs.append(Run(title, count, reference, timings, facts))
+                    if operator and ort_library() is not None:
+                        runs += bench_operator(list(dict.fromkeys(planes)), threads=count, say=say)
+    provenance = {"created": now(), "versions": versions(), "machine": machine(torch.device("cpu"))}
+    return Bench(name, runs, missing, fused, nodes, provenance)
+
+
+def relu_twin(network: nn.Module) -> nn.Module:
+    """Return a copy of the network that has nn.ReLU where it has Sparta."""
+    twin = copy.deepcopy(network)
+    sites = list(twin.named_modules(remove_duplicate=False))  # one gate may serve several
+    for name, module in sites:
+        if isinstance(module, Sparta):
+            twin.set_submodule(name, nn.ReLU())
+    return twin
+
+
+def sparta_planes(network: nn.Module, pixels: Pixels) -> list[Shape]:
+    """Return the shape of x of every call of Sparta in one forward pass."""
+    shapes: list[Shape] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
+        n, c, h, w = inputs[0].shape
+        shapes.append((n, c, h, w))
+
+    hooks = [m.register_forward_pre_hook(note) for m in network.modules() if isinstance(m, Sparta)]
+    try:
+        with torch.inference_mode():
+            network(torch.from_numpy(pixels))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
+
+
+def _contestants(
+    network: nn.Module, file: Path, twin: Path, pixels: Pixels, threads: int, against: Sequence[str]
+) -> tuple[dict[str, Call], dict[str, str], tuple[int, int]]:
+    """Return what runs, by title; what this machine does not have; and the kernel's nodes."""
+    settings: dict[str, Any] = {"batch_size": len(pixels), "threads": threads}
+    fused = OnnxRuntimeClassifier(file, **settings)
+    nodes = fused.fused_nodes(), fused.sparta_nodes
+    found: dict[str, Call] = {}
+    missing: dict[str, str] = {}
+    if nodes[0]:
+        found[TITLES[FUSED]] = lambda: fused(pixels)
+    else:
+        missing[TITLES[FUSED]] = "there is no fused kernel; see `robust-export plugins info`"
+    makers: dict[str, Callable[[], Any]] = {
+        "relu": lambda: OnnxRuntimeClassifier(twin, **settings),
+        "body": lambda: OnnxRuntimeClassifier(file, kernel=False, **settings),
+        "eager": lambda: _module(network),
+        "compile": lambda: _compiled(network, pixels),
+        "openvino": lambda: open_file(file, "openvino", **settings),
+        "openvino-relu": lambda: open_file(twin, "openvino", **settings),
+    }
+    for peer in against:
+        try:
+            found[TITLES[peer]] = _call(makers[peer](), pixels)
+        except (RobustExportError, RuntimeError) as error:
+            missing[TITLES[peer]] = reason(error)
+    return found, missing, nodes
+
+
+def _call(classifier: Callable[[Pixels], object], pixels: Pixels) -> Call:
+    return lambda: classifier(pixels)
+
+
+def _module(network: nn.Module) -> Callable[[Pixels], object]:
+    def run(pixels: Pixels) -> object:
+        with torch.inference_mode():
+            return network(torch.from_numpy(pixels)).numpy()
+
+    return run
+
+
+def _compiled(network: nn.Module, pixels: Pixels) -> Callable[[Pixels], object]:
+    torch.compiler.reset()
+    run = _module(torch.compile(network, dynamic=False))  # type: ignore[arg-type]
+    run(pixels)
+    return run
+
+
+def _check(batches: Sequence[int], threads: Sequence[int], against: Sequence[str], rounds: int) -> None:
+    for what, values in (("batch", batches), ("threads", threads), ("rounds", [rounds])):
+        if not values or min(values) < 1:
+            raise InvalidValue(f"{what} is {', '.join(map(str, values)) or 'empty'}; expected 1 or more")
+    for peer in against:
+        if peer not in PEERS:
+            raise unknown("peer", peer, PEERS)
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
