@@ -52,7 +52,7 @@ def planes() -> list[tuple[int, int, int, int]]:
     for name in ("r18_sparta", "r50_sparta"):
         for size, batches in CASES:
             network = gated_resnet(name, size)
-            for _, c, h, w in sparta_planes(network, np.zeros((1, 3, size, size), np.float32)):
+            for (_, c, h, w), _ in sparta_planes(network, np.zeros((1, 3, size, size), np.float32)):
                 shapes |= dict.fromkeys((batch, c, h, w) for batch in batches)
     return sorted(shapes, key=lambda s: (s[0], -s[2], s[1]))
 

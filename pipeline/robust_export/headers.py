@@ -8,6 +8,7 @@ is fetched is kept in the cache. A library that is built with them asks for API 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import platform
 import re
@@ -15,13 +16,14 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from robust_export.errors import BuildError
+from robust_export.errors import BuildError, reason
+from robust_export.files import replace_folder
 
 HEADER = "onnxruntime_cxx_api.h"
 OLDEST = 18  # of the API, which has every function that the kernels call
@@ -30,6 +32,11 @@ SUITE, MIRROR = "trixie", "http://deb.debian.org/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"  # apt checks the package with it
 RELEASE = "1.21.0"
 ARCHIVE = "https://github.com/microsoft/onnxruntime/releases/download/v{version}/onnxruntime-linux-{arch}-{version}.tgz"
+
+FAILURES = (
+    OSError, EOFError, zlib.error, http.client.HTTPException, subprocess.SubprocessError, tarfile.TarError,
+)  # fmt: skip
+"""Of a download, and of what was downloaded; URLError is an OSError."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,10 @@ def _fetch(fetch: Callable[[Path], str | None], target: Path) -> str | None:
         folder.mkdir()
         try:
             problem = fetch(folder)
-        except (OSError, subprocess.SubprocessError, tarfile.TarError, urllib.error.URLError) as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if problem is None:
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(folder, target)
+            if problem is None:
+                replace_folder(folder, target)
+        except FAILURES as error:
+            problem = reason(error)
     return problem
 
 
@@ -149,18 +155,20 @@ def _from_debian(folder: Path) -> str | None:
 
 
 def _from_release(folder: Path) -> str | None:
-    """Download the archive that ONNX Runtime publishes, and keep its headers."""
+    """Download the archive that ONNX Runtime publishes, over TLS, and keep its headers."""
     arch = {"x86_64": "x64", "aarch64": "aarch64"}.get(platform.machine())
     if platform.system() != "Linux" or arch is None:
         return f"there is no archive for {platform.system()} on {platform.machine()}"
     with tempfile.NamedTemporaryFile(suffix=".tgz") as file:
         url = ARCHIVE.format(version=RELEASE, arch=arch)
         with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 (https)
+            if response.url.split(":")[0] != url.split(":")[0]:
+                return f"{url} leads to {response.url}, which is not to be trusted"
             shutil.copyfileobj(response, file)
         file.flush()
         with tarfile.open(file.name) as archive:
-            headers = [m for m in archive.getmembers() if m.isfile() and "/include/" in m.name]
-            for member in headers:
-                member.name = member.name.split("/include/", 1)[1]
-            archive.extractall(folder, headers, filter="data")
+            for member in archive:
+                content = archive.extractfile(member) if "/include/" in member.name else None
+                if content is not None:
+                    (folder / Path(member.name).name).write_bytes(content.read())
     return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -26,10 +27,11 @@ from typing import Any
 import platformdirs
 
 from robust_export.errors import BuildError, reason
-from robust_export.files import write_json
+from robust_export.files import replace_folder, write_json
 from robust_export.headers import find_headers
 
 ORT_LIBRARY = "libsparta_ort.so"
+KERNEL_SIZES = (1, 3, 5, 7)
 HOW = "build it with `robust-export plugins build`"
 
 
@@ -41,6 +43,7 @@ class Tools:
     compiler: str
     version: str  # the compiler's own first line
     nvcc: str | None  # for the kernel on GPUs, where ONNX Runtime has its CUDA provider
+    nvcc_version: str  # its own last line, nothing where there is none
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Build:
 def cache() -> Path:
     """Return the folder that builds and fetched headers are kept in."""
     given = os.environ.get("ROBUST_EXPORT_CACHE")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("robust-export"))
+    folder = Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("robust-export"))
+    return folder.absolute()
 
 
 def sources() -> Path:
@@ -82,7 +86,7 @@ def ort_library() -> Path | None:
     if given is not None:
         if given and not Path(given).is_file():
             raise BuildError(f"ROBUST_EXPORT_ORT_LIBRARY names {given}, which is no file; unset it, or {HOW}")
-        return Path(given) if given else None
+        return Path(given).absolute() if given else None
     try:
         pattern = f"{_source_digest()}-{platform.machine()}-*/{ORT_LIBRARY}"
     except BuildError:
@@ -120,7 +124,8 @@ def find_tools() -> Tools:
         raise BuildError(f"{what} (Debian: apt-get install g++), so the kernels cannot be built")
     lines = _run([compiler, "--version"]).stdout.splitlines()
     nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
-    return Tools(cmake, compiler, lines[0] if lines else "unknown", nvcc)
+    said = _run([nvcc, "--version"]).stdout.split("\n") if nvcc else [""]
+    return Tools(cmake, compiler, lines[0] if lines else "unknown", nvcc, " ".join(said[-2:]).strip())
 
 
 def build(force: bool = False) -> Build:
@@ -133,20 +138,23 @@ def build(force: bool = False) -> Build:
     """
     source, tools = sources(), find_tools()
     headers = find_headers(cache() / "headers")
-    made_by = f"{tools.compiler}\n{tools.version}\n{tools.nvcc}\n{headers.digest}"
-    tag = hashlib.sha256(made_by.encode()).hexdigest()[:12]
+    cuda = _wants_cuda(tools)
+    flags = [os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS", "CUDAFLAGS")]
+    made_by = [tools.compiler, tools.version, tools.nvcc_version if cuda else "", headers.digest, *flags]
+    tag = hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:12]
     target = cache() / "plugins" / f"{_source_digest()}-{platform.machine()}-{tag}"
     if not force and (target / ORT_LIBRARY).is_file():
-        return Build(target / ORT_LIBRARY, tools, headers.origin)
+        facts = json.loads((target / "build.json").read_text())
+        return Build(target / ORT_LIBRARY, tools, facts["headers"], facts["without_cuda"])
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as work:
         made = Path(work) / "made"
         made.mkdir()
         without_cuda = None
         try:
-            _compile(source, Path(work) / "cmake", made, tools, headers.path, cuda=_wants_cuda(tools))
+            _compile(source, Path(work) / "cmake", made, tools, headers.path, cuda=cuda)
         except BuildError as error:
-            if not _wants_cuda(tools):
+            if not cuda:
                 raise
             without_cuda = str(error)  # such as a compiler that is too new for nvcc
             _compile(source, Path(work) / "cmake-cpu", made, tools, headers.path, cuda=False)
@@ -154,10 +162,11 @@ def build(force: bool = False) -> Build:
             raise BuildError(f"the library was built, but ONNX Runtime does not load it: {problem}")
         facts = {"tools": asdict(tools), "headers": headers.origin, "without_cuda": without_cuda}
         write_json(made / "build.json", facts)
-        if target.exists():
-            os.replace(made / ORT_LIBRARY, target / ORT_LIBRARY)
-        else:
-            os.replace(made, target)
+        try:
+            replace_folder(made, target)
+        except OSError:  # another build of the same was faster
+            if not (target / ORT_LIBRARY).is_file():
+                raise
     return Build(target / ORT_LIBRARY, tools, headers.origin, without_cuda)
 
 
@@ -244,7 +253,7 @@ def _source_digest() -> str:
     folder = sources()
     files = [folder / "CMakeLists.txt"]
     for room in ("core", "onnxruntime"):
-        files += sorted((folder / room).iterdir())
+        files += sorted(path for path in (folder / room).iterdir() if path.is_file())
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())

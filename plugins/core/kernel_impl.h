@@ -1,9 +1,11 @@
 // The mathematics, once, in vectors of SPARTA_LANES floats. kernel_<instructions>.cpp includes this with
-// its own compiler flags; all of it is in an anonymous namespace, and nothing of the standard library
-// is used, so that no linker can take a function compiled for AVX-512 for one that every CPU can run.
+// its own compiler flags; all of it is in an anonymous namespace, and no function of the standard library
+// is used, so that no linker can take one compiled for AVX-512 for one that every CPU can run.
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -283,21 +285,33 @@ void rows(const Rows& job) {
 
 // ---- small planes -----------------------------------------------------------------------------------
 
-// Lanes x lanes elements, rows to columns: log2(lanes) rounds of exchanging off-diagonal squares.
+// Where `high`, the odd squares of b under those of a; the even ones of both otherwise: the exchange of
+// off-diagonal squares of `distance` elements. Elements of b count from `lanes` on.
+template <int distance, bool high, int... j>
+SPARTA_INLINE Floats exchange(Floats a, Floats b, std::integer_sequence<int, j...>) {
+#if defined(__clang__)
+#define SPARTA_SHUFFLE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SPARTA_SHUFFLE(...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+#endif
+  if constexpr (high) {
+    return SPARTA_SHUFFLE((j & distance ? j + lanes : j + distance)...);
+  } else {
+    return SPARTA_SHUFFLE((j & distance ? j - distance + lanes : j)...);
+  }
+#undef SPARTA_SHUFFLE
+}
+
+// Lanes x lanes elements, rows to columns: log2(lanes) rounds of exchanges.
 template <int distance = 1>
 SPARTA_INLINE void transpose(Floats* v) {
   if constexpr (distance < lanes) {
-    Ints low, high;
-    for (int i = 0; i < lanes; ++i) {
-      const bool right = (i & distance) != 0;
-      low[i] = right ? i - distance + lanes : i;
-      high[i] = right ? i + lanes : i + distance;
-    }
+    constexpr std::make_integer_sequence<int, lanes> all_lanes;
     for (int i = 0; i < lanes; ++i) {
       if (i & distance) continue;
       const Floats a = v[i], b = v[i + distance];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + distance] = __builtin_shuffle(a, b, high);
+      v[i] = exchange<distance, false>(a, b, all_lanes);
+      v[i + distance] = exchange<distance, true>(a, b, all_lanes);
     }
     transpose<distance * 2>(v);
   }

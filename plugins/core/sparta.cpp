@@ -16,18 +16,24 @@ namespace sparta {
 namespace {
 
 const Kernels& choose() {
-  const char* const asked = std::getenv("SPARTA_ISA");
-  const auto wanted = [&](const char* name) { return asked == nullptr || std::strcmp(asked, name) == 0; };
+  const Kernels* offered[3] = {nullptr, nullptr, &portable_kernels()};  // the best first
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  // F16C, which clang 14 cannot be asked for, came before AVX2 with every maker.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && avx512_kernels() != nullptr && wanted("avx512")) return *avx512_kernels();
-  if (avx2 && avx2_kernels() != nullptr && wanted("avx2")) return *avx2_kernels();
+  if (avx512) offered[0] = avx512_kernels();
+  if (avx2) offered[1] = avx2_kernels();
 #endif
-  (void)wanted;
-  return portable_kernels();
+  const char* const asked = std::getenv("SPARTA_ISA");
+  const Kernels* best = nullptr;
+  for (const Kernels* const one : offered) {
+    if (one == nullptr) continue;
+    if (asked != nullptr && std::strcmp(asked, one->name) == 0) return *one;
+    if (best == nullptr) best = one;
+  }
+  return *best;
 }
 
 const Kernels& kernels() {
@@ -167,10 +173,10 @@ struct RowCall {
   static constexpr int64_t least = 16384;   // elements that are worth a task of their own
 };
 
-void check(const Function& function, int64_t channels) {
-  if (function.channels() > channels || channels < 0)
-    throw std::invalid_argument("Sparta: x has " + std::to_string(channels) + " channels, weight has " +
-                                std::to_string(function.channels()));
+void check(int64_t channels, int64_t expected) {
+  if (channels != expected)
+    throw std::invalid_argument("Sparta: x has " + std::to_string(channels) + " channels; expected " +
+                                std::to_string(expected));
 }
 
 }  // namespace
@@ -194,8 +200,7 @@ Function::Function(const void* weight, const void* bias, Type type, int64_t c, i
 }
 
 void apply(const Function& function, Type type, const void* x, void* y, const Shape& shape, const Pool& pool) {
-  check(function, shape.c);
-  if (function.channels() != shape.c) check(function, -1);
+  check(shape.c, function.channels());
   if (shape.n == 0 || shape.c == 0 || shape.h == 0 || shape.w == 0) return;
   const Kernels& chosen = kernels();
   const int64_t k = function.size(), taps = 1 + k * k, size = shape.h * shape.w;
@@ -224,8 +229,7 @@ void apply(const Function& function, Type type, const void* x, void* y, const Sh
 
 void apply_blocked(const Function& function, const float* x, float* y, const Shape& shape, const Pool& pool) {
   const int64_t block = function.block_;
-  check(function, shape.c);
-  if (shape.c != round_up(function.channels(), block)) check(function, -1);
+  check(shape.c, round_up(function.channels(), block));
   if (shape.n == 0 || shape.c == 0 || shape.h == 0 || shape.w == 0) return;
   const int64_t k = function.size(), groups = shape.c / block;
   RowCall{blocked_kernels(block).of[k / 2], x, y, shape.n * groups, shape.h, shape.w, block, k, 4,

@@ -63,7 +63,7 @@ void apply(const Function& function, Type type, const void* x, void* y, const Sh
 void apply_blocked(const Function& function, const float* x, float* y, const Shape& shape, const Pool& pool);
 
 // "avx512", "avx2" or "portable": the instructions that were chosen for this CPU when the library was
-// loaded. SPARTA_ISA in the environment asks for one of them; one that the CPU lacks is not taken.
+// loaded: the best there are, unless SPARTA_ISA in the environment names others that there are.
 const char* instructions();
 
 // y[i] = exp(x[i]), as the gate computes it: within 2.5 units in the last place for every float32 (1.5

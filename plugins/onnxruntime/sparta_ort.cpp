@@ -185,8 +185,7 @@ struct CudaOp : Ort::CustomOpBase<CudaOp, CudaKernel, true> {
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* raw, void** kernel) const {
-    const std::string node = Ort::ConstKernelInfo{raw}.GetNodeName();
-    return guarded(node, [&] { *kernel = new CudaKernel(node); });
+    return guarded("Sparta", [&] { *kernel = new CudaKernel(Ort::ConstKernelInfo{raw}.GetNodeName()); });
   }
 };
 
@@ -216,9 +215,12 @@ struct Op : Ort::CustomOpBase<Op<blocked>, Kernel, true> {
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return element; }
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* raw, void** kernel) const {
-    const Ort::ConstKernelInfo info{raw};
-    const std::string node = info.GetNodeName();
-    return guarded(node, [&] { *kernel = new Kernel(info, node, blocked); });
+    std::string node = "Sparta";
+    return guarded(node, [&] {
+      const Ort::ConstKernelInfo info{raw};
+      node = info.GetNodeName();
+      *kernel = new Kernel(info, node, blocked);
+    });
   }
 
   static constexpr ONNXTensorElementDataType element =
@@ -246,7 +248,11 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   const OrtApi* const api = base->GetApi(api_version);
   if (api == nullptr)
     return base->GetApi(1)->CreateStatus(ORT_FAIL, "libsparta_ort needs ONNX Runtime 1.18 or later");
-  Ort::InitApi(api);
+  static const bool ready = [&] {
+    Ort::InitApi(api);  // once: kernels of other sessions may be reading it
+    return true;
+  }();
+  (void)ready;
   return guarded("sparta_ort", [&] {
     // Made once: any number of sessions may add the domain, from any thread.
     static const Op<false> planes;

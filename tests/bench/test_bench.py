@@ -78,8 +78,8 @@ def test_planes_are_those_of_every_call() -> None:
     network = create_model("r18_sparta").eval()
     shapes = sparta_planes(network, np.zeros((2, 3, 32, 32), np.float32))
     assert len(shapes) == 17
-    assert shapes[0] == (2, 64, 32, 32)
-    assert shapes[-1] == (2, 512, 4, 4)
+    assert shapes[0] == ((2, 64, 32, 32), 3)
+    assert shapes[-1] == ((2, 512, 4, 4), 3)
 
 
 def test_a_bundle_against_its_peers(bundle: Bundle) -> None:
@@ -90,7 +90,7 @@ def test_a_bundle_against_its_peers(bundle: Bundle) -> None:
         assert run.ratio(PEERS["relu"]) == 1
         assert run.facts["bytes"] == run.facts["batch"] * found.runs[0].facts["bytes"]
     assert (found.fused_nodes, found.sparta_nodes) == (0, 11)
-    assert "plugins info" in found.missing[TITLES["fused"]]
+    assert "no fused kernel" in found.missing[TITLES["fused"]]
     json.dumps(found.to_dict(), allow_nan=False)
 
 
@@ -115,6 +115,12 @@ def test_nonsense_is_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         bench_bundle(bundle, **settings)  # type: ignore[arg-type]
+
+
+def test_nothing_to_measure(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InvalidValue, match=r"(?s)nothing to measure.*robust-export\[openvino\]"):
+        bench_bundle(bundle, batches=[1], against=["openvino"])
 
 
 def test_a_bundle_without_a_file(bundle: Bundle) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from robust_export import native
@@ -18,11 +21,13 @@ from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.config import Verify
 from robust_export.errors import ArtifactError, BuildError, UnknownName
+from robust_export.export.onnx import export_onnx
 from robust_export.headers import find_headers
 from robust_export.models import load
 from robust_export.runtimes import open_file
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
+from robust_export.sparta import Sparta
 from robust_export.verification import verify
 
 FAST = Verify(attacks=("apgd-ce",), iterations=3, max_drop=0.02)
@@ -125,6 +130,11 @@ def test_headers_from_a_release_archive(
     monkeypatch.setattr("robust_export.headers.SYSTEM", ())
     monkeypatch.setattr("robust_export.headers.KEYRING", str(tmp_path / "none.gpg"))
     monkeypatch.setattr("robust_export.headers.ARCHIVE", archive.as_uri())
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])  # a connection that broke off
+    with pytest.raises(BuildError, match=r"release 1\.21\.0: "):
+        find_headers(tmp_path / "cache")
+    archive.write_bytes(whole)
     found = find_headers(tmp_path / "cache")
     assert (found.path / "onnxruntime_cxx_api.h").is_file()
     archive.unlink()
@@ -160,7 +170,23 @@ def test_an_nvcc_that_fails_costs_only_the_kernel_for_gpus(
     result = run("plugins", "build")
     assert result.exit_code == 0, result.output
     assert "without the kernel for GPUs" in result.stderr
-    assert native.ort_library() is not None
+    first = native.ort_library()
+    assert first is not None
+    assert "not able to compile" in run("plugins", "build").stderr  # said again, not tried again
+    monkeypatch.setenv("CUDACXX", "no-nvcc-here")
+    assert "without the kernel" not in run("plugins", "build").stderr
+    assert native.ort_library() != first
+
+
+def test_places_may_be_relative(
+    headers: Path, built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROBUST_EXPORT_CACHE", "cache")
+    assert native.build().library.is_relative_to(tmp_path / "cache")
+    shutil.copy(built, "own.so")
+    monkeypatch.setenv("ROBUST_EXPORT_ORT_LIBRARY", "own.so")
+    assert native.describe()["libraries"]["onnxruntime"]["loads"] is True
 
 
 def test_a_library_that_is_none(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +211,29 @@ def test_the_fused_classifier_agrees_and_says_so(library: Path, trained: Path) -
     expected = PyTorchClassifier(load(trained).double())(pixels.astype(np.float64))
     np.testing.assert_allclose(fused(pixels), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stock(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [9, 11])
+def test_a_gate_that_has_no_kernel_runs_on_its_function_body(
+    library: Path, tmp_path: Path, kernel: int
+) -> None:
+    network = torch.nn.Sequential(Sparta(3, kernel_size=kernel), torch.nn.Flatten())
+    classifier = OnnxRuntimeClassifier(export_onnx(network, tmp_path / "m.onnx", 12))
+    assert classifier.fused_nodes() == 0
+    assert f"[3, 1, {kernel}, {kernel}]" in classifier.why_stock
+    assert classifier(np.ones((1, 3, 12, 12), np.float32)).shape == (1, 432)
+
+
+def test_instructions_that_there_are_not_are_not_asked_for(library: Path) -> None:
+    def says(value: str) -> str:
+        code = f"import ctypes; f = ctypes.CDLL({str(library)!r}).sparta_instructions"
+        code += "; f.restype = ctypes.c_char_p; print(f().decode())"
+        command = [sys.executable, "-c", code]
+        env = {"SPARTA_ISA": value} if value else {}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert says("portable") == "portable"
+    assert says("avx1024") == says("")
 
 
 def test_export_says_how_many_nodes_run_fused(library: Path, bundle: Bundle) -> None:

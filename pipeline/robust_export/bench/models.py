@@ -22,7 +22,7 @@ from robust_export.classifier import Pixels
 from robust_export.errors import BundleError, InvalidValue, RobustExportError, reason, unknown
 from robust_export.export.onnx import export_onnx
 from robust_export.models import load
-from robust_export.native import ort_library
+from robust_export.native import ort_library, why_no_library
 from robust_export.provenance import machine, now, versions
 from robust_export.runtimes import open_file
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
@@ -109,7 +109,10 @@ def bench_network(
                     missing |= absent
                     fused, nodes = kernel
                     planes = sparta_planes(network, pixels)
-                    moved = 8 * sum(map(math.prod, planes))
+                    moved = 8 * sum(math.prod(shape) for shape, _ in planes)
+                    if not contestants:
+                        reasons = "\n  ".join(f"{name}: {why}" for name, why in absent.items())
+                        raise InvalidValue(f"there is nothing to measure:\n  {reasons}")
                     timings = measure(contestants, rounds=rounds)
                     reference = PEERS["relu"] if PEERS["relu"] in timings else next(iter(timings))
                     facts = {
@@ -118,8 +121,8 @@ def bench_network(
                     }  # fmt: skip
                     title = f"{name}: batch {batch}, {plane[1]}x{plane[2]}"
                     runs.append(Run(title, count, reference, timings, facts))
-                    if operator and ort_library() is not None:
-                        runs += bench_operator(list(dict.fromkeys(planes)), threads=count, say=say)
+                    if operator:
+                        runs += _alone(planes, count, rounds, say)
     provenance = {"created": now(), "versions": versions(), "machine": machine(torch.device("cpu"))}
     return Bench(name, runs, missing, fused, nodes, provenance)
 
@@ -134,13 +137,13 @@ def relu_twin(network: nn.Module) -> nn.Module:
     return twin
 
 
-def sparta_planes(network: nn.Module, pixels: Pixels) -> list[Shape]:
-    """Return the shape of x of every call of Sparta in one forward pass."""
-    shapes: list[Shape] = []
+def sparta_planes(network: nn.Module, pixels: Pixels) -> list[tuple[Shape, int]]:
+    """Return the shape of x and the kernel size of every call of Sparta in one forward pass."""
+    shapes: list[tuple[Shape, int]] = []
 
-    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
+    def note(module: Sparta, inputs: tuple[Any, ...]) -> None:
         n, c, h, w = inputs[0].shape
-        shapes.append((n, c, h, w))
+        shapes.append(((n, c, h, w), module.kernel_size))
 
     hooks = [m.register_forward_pre_hook(note) for m in network.modules() if isinstance(m, Sparta)]
     try:
@@ -150,6 +153,18 @@ def sparta_planes(network: nn.Module, pixels: Pixels) -> list[Shape]:
         for hook in hooks:
             hook.remove()
     return shapes
+
+
+def _alone(planes: list[tuple[Shape, int]], threads: int, rounds: int, say: Say) -> list[Run]:
+    """Measure Sparta on each of a network's planes."""
+    if ort_library() is None:
+        say(f"Sparta alone is not measured: {why_no_library()}")
+        return []
+    runs = []
+    for kernel in sorted({kernel for _, kernel in planes}):
+        shapes = list(dict.fromkeys(shape for shape, k in planes if k == kernel))
+        runs += bench_operator(shapes, threads=threads, kernel=kernel, rounds=rounds, say=say)
+    return runs
 
 
 def _contestants(
@@ -164,7 +179,7 @@ def _contestants(
     if nodes[0]:
         found[TITLES[FUSED]] = lambda: fused(pixels)
     else:
-        missing[TITLES[FUSED]] = "there is no fused kernel; see `robust-export plugins info`"
+        missing[TITLES[FUSED]] = fused.why_stock or "no node ran fused"
     makers: dict[str, Callable[[], Any]] = {
         "relu": lambda: OnnxRuntimeClassifier(twin, **settings),
         "body": lambda: OnnxRuntimeClassifier(file, kernel=False, **settings),

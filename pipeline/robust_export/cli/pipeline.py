@@ -94,7 +94,6 @@ def onnx(model: str, precision: str, opset: int | None, as_json: bool) -> None: 
     """Write a bundle's network as one self-contained ONNX file with ai.sparta::Sparta nodes."""
     from robust_export.bundle import Bundle
     from robust_export.export.onnx import DEFAULT_OPSET, export_bundle
-    from robust_export.native import why_no_library
     from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
     console = Console(as_json)
@@ -106,7 +105,7 @@ def onnx(model: str, precision: str, opset: int | None, as_json: bool) -> None: 
     facts = {"file": str(path), **bundle.manifest["files"][path.name]}
     console.show(facts | {"sparta_nodes": nodes, "fused_nodes": fused})
     if nodes:
-        console.say(f"{fused} of {nodes} Sparta nodes run fused here" if fused else why_no_library())
+        console.say(f"{fused} of {nodes} Sparta nodes run fused here" if fused else file.why_stock)
     console.say(f"wrote {path}; next: robust-export verify --model {_name(bundle.path)}")
 
 

@@ -36,6 +36,7 @@ Array = npt.NDArray[np.float32]
 DOMAIN, OPERATOR, BLOCKED = "ai.sparta", "Sparta", "SpartaBlocked"
 NCHWC = "com.microsoft.nchwc"  # the domain of ONNX Runtime's blocked operators
 BLOCKS = (8, 16)
+SILENT = 4  # fatal errors alone: what fails here is tried again in the plain way
 KERNEL = 3  # of a tracer, whatever Sparta's own is; 1 would not show how its weights were reordered
 LARGEST = 1 << 24  # up to here float32 counts without gaps
 
@@ -98,6 +99,7 @@ def blocked_session(
 
     def optimise(content: bytes, file: Path) -> None:
         own = options()
+        own.log_severity_level = SILENT
         own.optimized_model_filepath = str(file)
         ort.InferenceSession(content, own, providers=providers)
 
@@ -106,6 +108,7 @@ def blocked_session(
         if graph is None:
             return None
         own = options()
+        own.log_severity_level = SILENT
         own.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
         return ort.InferenceSession(graph.SerializeToString(), own, providers=providers)
     except Exception:  # the plain session is there to say what is wrong, if anything is
@@ -150,15 +153,17 @@ def _restore(model: onnx.ModelProto, sites: list[Site]) -> set[str]:
     values = {i.name: i for i in model.graph.initializer}
     waiting = {float(site.traced_bias[0]): site for site in sites}
     for node in model.graph.node:
-        if not node.op_type.endswith("Conv") or len(node.input) < 3 or node.input[2] not in values:
+        if len(node.input) < 3 or node.input[2] not in values:
             continue
         bias = numpy_helper.to_array(values[node.input[2]])
         site = waiting.get(float(bias.flat[0])) if bias.size else None
         if site is None or not np.array_equal(bias, site.traced_bias):
             continue  # a convolution of the network's own
-        block = _block(values[node.input[1]], site)
-        if block is None or (node.domain == NCHWC) != (block > 1) or not _untouched(node, site):
+        if node.input[1] not in values or not _untouched(node, site):
             continue
+        block = _block(values[node.input[1]], site)
+        if block is None or node.domain != (NCHWC if block > 1 else ""):
+            continue  # such as a convolution in yet another layout
         operator = BLOCKED if block > 1 else OPERATOR
         attributes: dict[str, Any] = {"block": block} if block > 1 else {"channels": len(bias)}
         restored = helper.make_node(
@@ -167,6 +172,12 @@ def _restore(model: onnx.ModelProto, sites: list[Site]) -> set[str]:
         )  # fmt: skip
         node.CopyFrom(restored)
         del waiting[float(site.traced_bias[0])]
+    left = {node.input[2] for node in model.graph.node if len(node.input) > 2} & values.keys()
+    for name in left:  # a tracer that is read still, by whatever it was copied or fused into
+        bias = numpy_helper.to_array(values[name])
+        for site in sites:
+            if np.array_equal(bias, site.traced_bias):
+                waiting[float(site.traced_bias[0])] = site
     return {site.output for site in waiting.values()}
 
 
@@ -191,4 +202,9 @@ def _untouched(node: onnx.NodeProto, site: Site) -> bool:
         "strides": [1, 1], "dilations": [1, 1], "auto_pad": b"NOTSET",
     }  # fmt: skip
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return len(node.input) == 3 and all(expected.get(name) == value for name, value in attributes.items())
+    return (
+        node.op_type == "Conv"
+        and len(node.input) == 3
+        and {"group", "kernel_shape", "pads"} <= attributes.keys()
+        and all(expected.get(name) == value for name, value in attributes.items())
+    )

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, BuildError, reason
-from robust_export.native import HOW, ort_library
+from robust_export.native import HOW, KERNEL_SIZES, ort_library, why_no_library
 from robust_export.runtimes.blocked import BLOCKED, DOMAIN, OPERATOR, blocked_session
 
 CPU = "CPUExecutionProvider"
@@ -50,6 +50,9 @@ class OnnxRuntimeClassifier:
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.sparta_nodes = sum(n.domain == DOMAIN and n.op_type == OPERATOR for n in model.graph.node)
         self.library = ort_library() if kernel and self.sparta_nodes else None
+        self.why_stock = why_no_library() if self.sparta_nodes and self.library is None else ""
+        if self.library is not None and (problem := _without_kernel(model)):
+            self.library, self.why_stock = None, problem
         self.precision = "fp32"
         self._session = self._start()
         self._check_signature()
@@ -138,6 +141,22 @@ class OnnxRuntimeClassifier:
         self._input = inputs[0].name
         self.plane = tuple(shape[1:])
         self.classes = outputs[0].shape[1]
+
+
+def _without_kernel(model: onnx.ModelProto) -> str:
+    """Return why the fused kernel cannot run this model, nothing if it can."""
+    shapes = {i.name: list(i.dims) for i in model.graph.initializer}
+    for node in model.graph.node:
+        if node.domain != DOMAIN or node.op_type != OPERATOR or len(node.input) != 3:
+            continue
+        shape = shapes.get(node.input[1])
+        if shape is not None and shape[1:] not in [[1, k, k] for k in KERNEL_SIZES]:
+            sizes = ", ".join(map(str, KERNEL_SIZES))
+            return (
+                f"no fused kernel: the weight of {node.name} is {shape}; the kernel's are [C, 1, k, k] with "
+                f"k = {sizes}"
+            )
+    return ""
 
 
 def read_model(path: Path) -> onnx.ModelProto:

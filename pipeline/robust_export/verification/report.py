@@ -57,7 +57,7 @@ class ArtifactReport:
     @property
     def where(self) -> str:
         """What ran it, in a few words."""
-        fused = f", {self.fused_nodes} of {self.sparta_nodes} Sparta fused" if self.fused_nodes else ""
+        fused = f", fused {self.fused_nodes}/{self.sparta_nodes}" if self.fused_nodes else ""
         return f"{self.runtime} {self.precision}{fused}"
 
 

@@ -122,7 +122,8 @@ def verify(
         scale = logit_scale(answers.sets["clean"])
         reports = []
         for file, classifier in judged:
-            say(f"comparing {file.name} on {classifier.runtime}")
+            fused = ", fused" if getattr(classifier, "library", None) else ""
+            say(f"comparing {file.name} on {classifier.runtime}{fused}")
             theirs = ask(classifier, inputs)
             reports.append(_judge(opened, file, classifier, answers, theirs, scale, settings))
     report = Report(
