@@ -140,7 +140,8 @@ def build(force: bool = False) -> Build:
     headers = find_headers(cache() / "headers")
     cuda = _wants_cuda(tools)
     flags = [os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS", "CUDAFLAGS")]
-    made_by = [tools.compiler, tools.version, tools.nvcc_version if cuda else "", headers.digest, *flags]
+    nvcc = f"{tools.nvcc} {tools.nvcc_version}" if cuda else ""
+    made_by = [tools.compiler, tools.version, nvcc, headers.digest, *flags]
     tag = hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:12]
     target = cache() / "plugins" / f"{_source_digest()}-{platform.machine()}-{tag}"
     if not force and (target / ORT_LIBRARY).is_file():

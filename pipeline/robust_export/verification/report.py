@@ -57,7 +57,8 @@ class ArtifactReport:
     @property
     def where(self) -> str:
         """What ran it, in a few words."""
-        fused = f", fused {self.fused_nodes}/{self.sparta_nodes}" if self.fused_nodes else ""
+        some = f"{self.fused_nodes} of {self.sparta_nodes} " if self.fused_nodes < self.sparta_nodes else ""
+        fused = f" ({some}fused)" if self.fused_nodes else ""
         return f"{self.runtime} {self.precision}{fused}"
 
 
