@@ -73,7 +73,7 @@ def _table(run: Run) -> Table:
     if "copy_seconds" in run.facts:
         share = run.facts["copy_seconds"] / run.timings[run.reference].median
         table.caption = (
-            f"Sparta's planes are {run.facts['bytes'] / 1e6:.0f} MB to read and write; a large copy moves "
+            f"Sparta's planes are {run.facts['bytes'] / 1e6:.3g} MB to read and write; a large copy moves "
             f"{run.facts['copy_bandwidth'] / 1e9:.1f} GB/s here: {share:.3f} of the reference"
         )
     return table
