@@ -313,6 +313,52 @@ void extends_relu() {
   }
 }
 
+// Half precision gives what float32 gives, rounded to nearest even. k = 1 and w = 0: a gate is its bias's alone.
+// Returns how many results lie half-way between two numbers.
+int compare_with_float32(Type type, const Shape& shape, Tensor& x, Tensor& bias) {
+  Tensor y(type, x.count(), 0), zeros(type, bias.count(), 0);
+  Tensor wide(Type::float32, x.count(), 0), exact(Type::float32, x.count(), 0);
+  Tensor wide_zeros(Type::float32, bias.count(), 0), wide_bias(Type::float32, bias.count(), 0);
+  for (size_t i = 0; i < x.count(); ++i) wide.set(i, x.at(i));
+  for (size_t i = 0; i < bias.count(); ++i) {
+    zeros.set(i, 0);
+    wide_zeros.set(i, 0);
+    wide_bias.set(i, bias.at(i));
+  }
+  const sparta::Function function(zeros.data(), bias.data(), type, shape.c, 1);
+  const sparta::Function same(wide_zeros.data(), wide_bias.data(), Type::float32, shape.c, 1);
+  sparta::apply(function, type, x.data(), y.data(), shape, sparta::serial());
+  sparta::apply(same, Type::float32, wide.data(), exact.data(), shape, sparta::serial());
+  int half_way = 0;
+  for (size_t i = 0; i < x.count(); ++i) {
+    const double expected = round_to(exact.at(i), type), found = y.at(i);
+    CHECK(found == expected || (std::isnan(found) && std::isnan(expected)), "%.9g rounds to %.9g, not to %.9g (%s)",
+          exact.at(i), expected, found, sparta::instructions());
+    half_way += std::abs(exact.at(i) - expected) == unit_of(exact.at(i), type) / 2;
+  }
+  return half_way;
+}
+
+void rounds_to_nearest_even() {
+  for (const Type type : {Type::float16, Type::bfloat16}) {
+    // Every number there is, through a few gates.
+    Tensor x(type, 4 << 16, 0), bias(type, 4, 0);
+    for (size_t i = 0; i < x.count(); ++i) {
+      const uint16_t pattern = static_cast<uint16_t>(i);
+      std::memcpy(static_cast<char*>(x.data()) + 2 * i, &pattern, 2);
+    }
+    for (size_t i = 0; i < 4; ++i) bias.set(i, static_cast<double>(i) - 1.4);
+    compare_with_float32(type, {1, 4, 256, 256}, x, bias);
+    // Every mantissa of bfloat16 through every gate whose bias lies between 1/64 and 8: some are half-way.
+    Tensor mantissas(type, 2304 * 128, 0), gates(type, 2304, 0);
+    for (size_t i = 0; i < gates.count(); ++i)
+      gates.set(i, (i % 2 ? -1 : 1) * std::ldexp(1 + static_cast<double>(i / 2 % 128) / 128, static_cast<int>(i / 256) - 6));
+    for (size_t i = 0; i < mantissas.count(); ++i) mantissas.set(i, 1 + static_cast<double>(i % 128) / 128);
+    const int half_way = compare_with_float32(type, {1, 2304, 8, 16}, mantissas, gates);
+    CHECK(half_way > 0, "no product is half-way between two numbers");
+  }
+}
+
 void exponential(bool every) {
   const uint64_t step = every ? 1 : 1009;
   constexpr size_t chunk = 4096;
@@ -384,6 +430,7 @@ int main(int argc, char** argv) {
   } else {
     exponential(false);
     extends_relu();
+    rounds_to_nearest_even();
     refuses_nonsense();
     extreme_shapes();
     bands();
