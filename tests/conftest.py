@@ -103,7 +103,7 @@ def built() -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ROBUST_EXPORT_ORT_LIBRARY")
         try:
-            return native.ort_library() or native.build().library
+            return native.ort_library() or native.build().path
         except BuildError as error:
             pytest.skip(str(error))
 

@@ -48,9 +48,9 @@ class Tools:
 
 @dataclass(frozen=True)
 class Build:
-    """A finished build: its folder and what made it."""
+    """A finished build: the library and what made it."""
 
-    library: Path
+    path: Path  # of the library for ONNX Runtime
     tools: Tools
     headers: str  # where ONNX Runtime's were found
     without_cuda: str | None = None  # why there is no kernel for GPUs in it, where one was tried

@@ -155,17 +155,17 @@ def operators(path: Path, library: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def has_blocks(built: Path, tmp_path_factory: pytest.TempPathFactory) -> bool:
-    """Whether this machine's ONNX Runtime has a blocked layout at all."""
+def blocks(built: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip where ONNX Runtime keeps a network of ReLUs in planes: such a CPU has no blocked layout to test."""
     folder = tmp_path_factory.mktemp("blocks")
     path = export_onnx(chain(conv(3, 32), nn.ReLU(), conv(32, 32)), folder / "relu.onnx", 18)
     optimise(built)(path.read_bytes(), folder / "optimised.onnx")
-    return any(node.domain == NCHWC for node in onnx.load(folder / "optimised.onnx").graph.node)
-
-
-def test_nothing_is_reordered_within_a_resnet(library: Path, has_blocks: bool, tmp_path: Path) -> None:
-    if not has_blocks:
+    if not any(node.domain == NCHWC for node in onnx.load(folder / "optimised.onnx").graph.node):
         pytest.skip("ONNX Runtime has no blocked layout on this CPU")
+
+
+@pytest.mark.usefixtures("blocks")
+def test_nothing_is_reordered_within_a_resnet(library: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     twin = export_onnx(create_model("r18_relu"), tmp_path / "relu.onnx")
     optimise(library)(twin.read_bytes(), tmp_path / "optimised.onnx")
@@ -178,12 +178,11 @@ def test_nothing_is_reordered_within_a_resnet(library: Path, has_blocks: bool, t
     assert found.count("Add") == plain.count("Add") == 0  # the residual is added by the convolution
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize(("name", "stay"), [("padded", 0), ("added", 0), ("scaled", 1), ("rectified", 1)])
 def test_what_was_fused_into_a_tracer_is_left_as_it_was(
-    library: Path, has_blocks: bool, tmp_path: Path, name: str, stay: int
+    library: Path, tmp_path: Path, name: str, stay: int
 ) -> None:
-    if not has_blocks:
-        pytest.skip("ONNX Runtime has no blocked layout on this CPU")
     torch.manual_seed(0)
     path = export_onnx(NETWORKS[name]().eval(), tmp_path / "m.onnx", 18)
     found = operators(path, library)
@@ -191,12 +190,11 @@ def test_what_was_fused_into_a_tracer_is_left_as_it_was(
     assert found.count(OPERATOR) == (1 if stay else 0)
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("name", ["chain", "kernels", "residual", "joined", "depthwise", "stride"])
 def test_every_gate_of_16_channels_stays_in_the_blocked_layout(
-    library: Path, has_blocks: bool, tmp_path: Path, name: str
+    library: Path, tmp_path: Path, name: str
 ) -> None:
-    if not has_blocks:
-        pytest.skip("ONNX Runtime has no blocked layout on this CPU")
     network = NETWORKS[name]().eval()
     found = operators(export_onnx(network, tmp_path / "m.onnx", 18), library)
     assert found.count(BLOCKED) == len(sparta_modules(network))
@@ -206,12 +204,9 @@ def test_every_gate_of_16_channels_stays_in_the_blocked_layout(
 CHANGES = ["weights", "bias", "fused", "other padding", "no padding", "another layout", "copied", "missing"]
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_tracer_that_is_not_as_it_was_left(
-    library: Path, has_blocks: bool, tmp_path: Path, change: str
-) -> None:
-    if not has_blocks:
-        pytest.skip("ONNX Runtime has no blocked layout on this CPU")
+def test_a_tracer_that_is_not_as_it_was_left(library: Path, tmp_path: Path, change: str) -> None:
     path = export_onnx(chain(conv(3, 16), gate(16), conv(16, 16), gate(16)), tmp_path / "m.onnx", 18)
     run = optimise(library)
 

@@ -183,7 +183,7 @@ def test_places_may_be_relative(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ROBUST_EXPORT_CACHE", "cache")
-    assert native.build().library.is_relative_to(tmp_path / "cache")
+    assert native.build().path.is_relative_to(tmp_path / "cache")
     shutil.copy(built, "own.so")
     monkeypatch.setenv("ROBUST_EXPORT_ORT_LIBRARY", "own.so")
     assert native.describe()["libraries"]["onnxruntime"]["loads"] is True

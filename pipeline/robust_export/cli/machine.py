@@ -69,9 +69,7 @@ def build(force: bool, as_json: bool) -> None:
         console.show(native.describe())
     if built.without_cuda:
         console.say(f"without the kernel for GPUs: {built.without_cuda}")
-    console.say(
-        f"built {built.library} with {built.tools.version}, ONNX Runtime's headers from {built.headers}"
-    )
+    console.say(f"built {built.path} with {built.tools.version}, ONNX Runtime's headers from {built.headers}")
 
 
 @plugins.command()

@@ -49,10 +49,10 @@ class OnnxRuntimeClassifier:
         model = read_model(self.path)
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.sparta_nodes = sum(n.domain == DOMAIN and n.op_type == OPERATOR for n in model.graph.node)
-        self.library = ort_library() if kernel and self.sparta_nodes else None
-        self.why_stock = why_no_library() if self.sparta_nodes and self.library is None else ""
-        if self.library is not None and (problem := _without_kernel(model)):
-            self.library, self.why_stock = None, problem
+        self.kernel_file = ort_library() if kernel and self.sparta_nodes else None
+        self.why_stock = why_no_library() if self.sparta_nodes and self.kernel_file is None else ""
+        if self.kernel_file is not None and (problem := _without_kernel(model)):
+            self.kernel_file, self.why_stock = None, problem
         self.precision = "fp32"
         self._session = self._start()
         self._check_signature()
@@ -98,7 +98,7 @@ class OnnxRuntimeClassifier:
     def _start(self, profile: Path | None = None) -> Any:
         """Start a session: in the blocked layout where that can be had, as the file is elsewhere."""
         session = None
-        if self.library is not None and self.providers == [CPU]:
+        if self.kernel_file is not None and self.providers == [CPU]:
             session = blocked_session(read_model(self.path), lambda: self._options(profile), self.providers)
         if session is not None:
             return session
@@ -115,12 +115,12 @@ class OnnxRuntimeClassifier:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        if self.library is not None:
+        if self.kernel_file is not None:
             try:
-                options.register_custom_ops_library(str(self.library))
+                options.register_custom_ops_library(str(self.kernel_file))
             except Exception as error:
                 raise BuildError(
-                    f"ONNX Runtime cannot load the kernel {self.library}: {reason(error)}\n"
+                    f"ONNX Runtime cannot load the kernel {self.kernel_file}: {reason(error)}\n"
                     f"To replace it, {HOW} --force; to go without, set ROBUST_EXPORT_ORT_LIBRARY to nothing."
                 ) from error
         return options

@@ -122,7 +122,7 @@ def verify(
         scale = logit_scale(answers.sets["clean"])
         reports = []
         for file, classifier in judged:
-            fused = ", fused" if getattr(classifier, "library", None) else ""
+            fused = ", fused" if getattr(classifier, "kernel_file", None) else ""
             say(f"comparing {file.name} on {classifier.runtime}{fused}")
             theirs = ask(classifier, inputs)
             reports.append(_judge(opened, file, classifier, answers, theirs, scale, settings))
