@@ -185,8 +185,9 @@ def load_problem(library: Path) -> str | None:
 def describe() -> dict[str, Any]:
     """Return what was found, built and loaded, as `plugins info --json` prints it."""
     library = ort_library()
-    entry: dict[str, Any] = {"path": None, "loads": False, "why": why_no_library()}
-    if library is not None:
+    if library is None:
+        entry: dict[str, Any] = {"path": None, "loads": False, "why": why_no_library()}
+    else:
         problem = load_problem(library)
         entry = {"path": str(library), "loads": problem is None, "why": problem}
         if problem is None:

@@ -156,7 +156,7 @@ def operators(path: Path, library: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def blocks(built: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skip where ONNX Runtime keeps a network of ReLUs in planes: such a CPU has no blocked layout to test."""
+    """Skip where ONNX Runtime keeps a network of ReLUs in planes: there is no other layout to test."""
     folder = tmp_path_factory.mktemp("blocks")
     path = export_onnx(chain(conv(3, 32), nn.ReLU(), conv(32, 32)), folder / "relu.onnx", 18)
     optimise(built)(path.read_bytes(), folder / "optimised.onnx")

@@ -220,7 +220,7 @@ def test_a_gate_that_has_no_kernel_runs_on_its_function_body(
     network = torch.nn.Sequential(Sparta(3, kernel_size=kernel), torch.nn.Flatten())
     classifier = OnnxRuntimeClassifier(export_onnx(network, tmp_path / "m.onnx", 12))
     assert classifier.fused_nodes() == 0
-    assert f"[3, 1, {kernel}, {kernel}]" in classifier.why_stock
+    assert f"[3, 1, {kernel}, {kernel}]" in classifier.why_stock()
     assert classifier(np.ones((1, 3, 12, 12), np.float32)).shape == (1, 432)
 
 

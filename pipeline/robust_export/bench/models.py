@@ -91,10 +91,10 @@ def bench_network(
 ) -> Bench:
     """Measure `file`, exported from `network`, against its peers; see `bench_bundle`."""
     _check(batches, threads, against, rounds)
-    plane = OnnxRuntimeClassifier(file).plane
+    whole = OnnxRuntimeClassifier(file)
+    plane, fused, nodes = whole.plane, whole.fused_nodes(), whole.sparta_nodes
     runs: list[Run] = []
-    missing: dict[str, str] = {}
-    fused, nodes = 0, 0
+    missing = {} if fused else {TITLES[FUSED]: whole.why_stock() or "no node ran fused"}
     with tempfile.TemporaryDirectory() as folder:
         twin = Path(folder) / "relu.onnx"
         if {"relu", "openvino-relu"} & set(against):
@@ -105,13 +105,13 @@ def bench_network(
                 for batch in batches:
                     say(f"batch {batch}, {count} thread{'s' if count > 1 else ''}")
                     pixels = np.random.default_rng(0).random((batch, *plane), dtype=np.float32)
-                    contestants, absent, kernel = _contestants(network, file, twin, pixels, count, against)
+                    peers = against if not fused else (FUSED, *against)
+                    contestants, absent = _contestants(network, file, twin, pixels, count, peers)
                     missing |= absent
-                    fused, nodes = kernel
                     planes = sparta_planes(network, pixels)
                     moved = 8 * sum(math.prod(shape) for shape, _ in planes)
                     if not contestants:
-                        reasons = "\n  ".join(f"{name}: {why}" for name, why in absent.items())
+                        reasons = "\n  ".join(f"{name}: {why}" for name, why in missing.items())
                         raise InvalidValue(f"there is nothing to measure:\n  {reasons}")
                     timings = measure(contestants, rounds=rounds)
                     reference = PEERS["relu"] if PEERS["relu"] in timings else next(iter(timings))
@@ -169,18 +169,13 @@ def _alone(planes: list[tuple[Shape, int]], threads: int, rounds: int, say: Say)
 
 def _contestants(
     network: nn.Module, file: Path, twin: Path, pixels: Pixels, threads: int, against: Sequence[str]
-) -> tuple[dict[str, Call], dict[str, str], tuple[int, int]]:
-    """Return what runs, by title; what this machine does not have; and the kernel's nodes."""
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """Return what runs, by title, and what this machine does not have."""
     settings: dict[str, Any] = {"batch_size": len(pixels), "threads": threads}
-    fused = OnnxRuntimeClassifier(file, **settings)
-    nodes = fused.fused_nodes(), fused.sparta_nodes
     found: dict[str, Call] = {}
     missing: dict[str, str] = {}
-    if nodes[0]:
-        found[TITLES[FUSED]] = lambda: fused(pixels)
-    else:
-        missing[TITLES[FUSED]] = fused.why_stock or "no node ran fused"
     makers: dict[str, Callable[[], Any]] = {
+        FUSED: lambda: OnnxRuntimeClassifier(file, **settings),
         "relu": lambda: OnnxRuntimeClassifier(twin, **settings),
         "body": lambda: OnnxRuntimeClassifier(file, kernel=False, **settings),
         "eager": lambda: _module(network),
@@ -193,7 +188,7 @@ def _contestants(
             found[TITLES[peer]] = _call(makers[peer](), pixels)
         except (RobustExportError, RuntimeError) as error:
             missing[TITLES[peer]] = reason(error)
-    return found, missing, nodes
+    return found, missing
 
 
 def _call(classifier: Callable[[Pixels], object], pixels: Pixels) -> Call:

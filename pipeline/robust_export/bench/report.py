@@ -23,9 +23,9 @@ class Run:
     timings: Mapping[str, Timing]
     facts: dict[str, Any] = field(default_factory=dict)  # batch, image_size, bytes, ...
 
-    def ratio(self, name: str, to: str | None = None) -> float:
-        """Return how many times as long as another contestant (the reference) one takes."""
-        return self.timings[name].median / self.timings[to or self.reference].median
+    def ratio(self, name: str) -> float:
+        """Return how many times as long as the reference a contestant takes."""
+        return self.timings[name].median / self.timings[self.reference].median
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def onnx(model: str, precision: str, opset: int | None, as_json: bool) -> None: 
     facts = {"file": str(path), **bundle.manifest["files"][path.name]}
     console.show(facts | {"sparta_nodes": nodes, "fused_nodes": fused})
     if nodes:
-        console.say(f"{fused} of {nodes} Sparta nodes run fused here" if fused else file.why_stock)
+        console.say(f"{fused} of {nodes} Sparta nodes run fused here" if fused else file.why_stock())
     console.say(f"wrote {path}; next: robust-export verify --model {_name(bundle.path)}")
 
 

@@ -50,11 +50,11 @@ class OnnxRuntimeClassifier:
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.sparta_nodes = sum(n.domain == DOMAIN and n.op_type == OPERATOR for n in model.graph.node)
         self.kernel_file = ort_library() if kernel and self.sparta_nodes else None
-        self.why_stock = why_no_library() if self.sparta_nodes and self.kernel_file is None else ""
-        if self.kernel_file is not None and (problem := _without_kernel(model)):
-            self.kernel_file, self.why_stock = None, problem
+        self._misfit = _without_kernel(model)
+        if self._misfit:
+            self.kernel_file = None
         self.precision = "fp32"
-        self._session = self._start()
+        self._session = self._start(model)
         self._check_signature()
 
     def __call__(self, pixels: Pixels) -> Logits:
@@ -67,6 +67,10 @@ class OnnxRuntimeClassifier:
         """The labels that the file says its logits have, None if it does not say."""
         value = self.metadata.get("robust_export.labels")
         return None if value is None else list(json.loads(value))
+
+    def why_stock(self) -> str:
+        """Return, in one line, why no fused kernel runs the file, or nothing where one does."""
+        return "" if self.kernel_file is not None else self._misfit or why_no_library()
 
     def fused_nodes(self) -> int:
         """Return how many Sparta nodes a kernel ran, by the profile of a session that ran once.
@@ -83,7 +87,7 @@ class OnnxRuntimeClassifier:
         An event's `dur` is in microseconds, its `args` name the operator (`op_name`) and the node.
         """
         with tempfile.TemporaryDirectory() as folder:
-            session = self._start(profile=Path(folder) / "profile")
+            session = self._start(read_model(self.path), profile=Path(folder) / "profile")
             for _ in range(runs):
                 session.run(None, {self._input: pixels})
             events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
@@ -95,11 +99,11 @@ class OnnxRuntimeClassifier:
         logits: Logits = self._session.run(None, {self._input: np.ascontiguousarray(pixels)})[0]
         return logits.astype(np.float32, copy=False)
 
-    def _start(self, profile: Path | None = None) -> Any:
+    def _start(self, model: onnx.ModelProto, profile: Path | None = None) -> Any:
         """Start a session: in the blocked layout where that can be had, as the file is elsewhere."""
         session = None
         if self.kernel_file is not None and self.providers == [CPU]:
-            session = blocked_session(read_model(self.path), lambda: self._options(profile), self.providers)
+            session = blocked_session(model, lambda: self._options(profile), self.providers)
         if session is not None:
             return session
         options = self._options(profile)

@@ -26,6 +26,7 @@ from robust_export.models import load
 from robust_export.native import ort_library, why_no_library
 from robust_export.provenance import now, versions
 from robust_export.runtimes import open_file
+from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.sparta import sparta_modules
 from robust_export.verification.gates import Correct, judge, measure_drop
@@ -167,8 +168,10 @@ def open_artifact(
     if runtime != "onnxruntime":
         classifiers = [open_file(file, runtime)]
     else:
-        kernels = (False, True) if wants_sparta and ort_library() is not None else (False,)
-        classifiers = [open_file(file, kernel=kernel) for kernel in kernels]
+        classifiers = [open_file(file, kernel=False)]
+        if wants_sparta and ort_library() is not None:
+            fused = OnnxRuntimeClassifier(file)
+            classifiers += [fused] if fused.kernel_file else []
     _check_identity(classifiers[0], file, bundle, wants_sparta)
     return classifiers
 
