@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.checks import check_square_sr
 from torch import Tensor, nn
 
-from robust_export.config import Threat, Verify
+from robust_export.config import AttackName, Threat, Verify
+from robust_export.units import Arrays, Units, to_array, to_lines
 
 LOGGER = "auto-attack"  # the package's own
 
@@ -42,13 +45,16 @@ def autoattack(
     threat: Threat,
     settings: Verify,
     on_attack: Callable[[str, int], None] = lambda name, images: None,
+    units: Units | None = None,
 ) -> AttackResult:
     """Run the attacks of `settings` one after another, each on the images that still stand.
 
     Args:
         model: pixels to logits, in eval mode, on the device of `pixels`.
         on_attack: is told each attack's name and how many images it is given.
+        units: does the batches; here and now by default.
     """
+    units = units or Units()
     result = pixels.clone()
     stands = _predict(model, pixels, settings.batch_size) == labels
     broken_by = ["" if ok else "clean" for ok in stands.tolist()]
@@ -59,15 +65,39 @@ def autoattack(
             rest = stands.nonzero().flatten()
             if len(rest):
                 on_attack(name, len(rest))
-                found = _run(model, name, pixels[rest], labels[rest], threat, settings, classes)
-                _check_budget(found, pixels[rest], threat)
+                found, said = _in_batches(
+                    units, model, name, pixels[rest], labels[rest], threat, settings, classes
+                )
+                flags += said
+                check_budget(found, pixels[rest], threat)
                 fell = _predict(model, found, settings.batch_size) != labels[rest]
                 result[rest[fell]] = found[fell]
                 stands[rest[fell]] = False
                 for index in rest[fell].tolist():
                     broken_by[index] = name
             accuracy[name] = int(stands.sum()) / len(labels)
+        # The package compares the attacks of one run; here each has a run of its own.
+        clean = 1 - broken_by.count("clean") / len(labels)
+        check_square_sr({"clean": clean, **accuracy}, logger=logging.getLogger(LOGGER))
     return AttackResult(result, broken_by, accuracy, list(dict.fromkeys(flags)))
+
+
+def _in_batches(
+    units: Units, model: nn.Module, name: AttackName, pixels: Tensor, labels: Tensor, threat: Threat,
+    settings: Verify, classes: int,
+) -> tuple[Tensor, list[str]]:  # fmt: skip
+    """Run one attack, a batch a unit; return its examples and the package's warnings."""
+    batches = list(zip(pixels.split(settings.batch_size), labels.split(settings.batch_size), strict=True))
+
+    def attack(i: int) -> Arrays:
+        with _warnings() as said:
+            examples = _run(model, name, *batches[i], threat, settings, classes)
+        return {"adversarial": examples.cpu().numpy(), "flags": to_array(said)}
+
+    results = units.run(f"autoattack.{name}", attack, len(batches))
+    found = np.concatenate([result["adversarial"] for result in results])
+    flags = [line for result in results for line in to_lines(result["flags"])]
+    return torch.from_numpy(found).to(pixels.device), flags
 
 
 def _run(
@@ -96,7 +126,9 @@ def _run(
     return adversarial
 
 
-def _possible(attacks: Sequence[str], classes: int, threat: Threat, size: int, flags: list[str]) -> list[str]:
+def _possible(
+    attacks: Sequence[AttackName], classes: int, threat: Threat, size: int, flags: list[str]
+) -> list[AttackName]:
     """Leave out the attacks that cannot run on such a model, and say so."""
     reasons = {}
     for name, needed in {"apgd-dlr": 3, "apgd-t": 4}.items():
@@ -108,7 +140,7 @@ def _possible(attacks: Sequence[str], classes: int, threat: Threat, size: int, f
     return [name for name in attacks if name not in reasons]
 
 
-def _check_budget(found: Tensor, pixels: Tensor, threat: Threat) -> None:
+def check_budget(found: Tensor, pixels: Tensor, threat: Threat) -> None:
     """Raise RuntimeError if an attack left its ball or [0, 1]: its examples would count for nothing."""
     delta = (found - pixels).flatten(1)
     size = delta.abs().amax(1) if threat.norm == "Linf" else torch.linalg.vector_norm(delta, dim=1)

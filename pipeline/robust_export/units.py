@@ -1,0 +1,112 @@
+"""Long work cut into units, each done once: by this process or by another, now or before an interruption.
+
+A unit depends on its number alone, never on who computes it, so that the result is the same for every number
+of processes. `torchrun` and `accelerate launch` say by the environment how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from robust_export.errors import InvalidValue
+from robust_export.files import write_atomically
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""What a unit results in: arrays by name."""
+
+
+class Units:
+    """Runs units, keeps their results in `folder` (None keeps nothing), and shares them among processes.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        world: how many processes there are.
+        kept: how many units were not computed, because the folder had them.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.rank, self.world = _place()
+        self.kept = 0
+
+    def run(self, stage: str, compute: Callable[[int], Arrays], count: int) -> list[Arrays]:
+        """Return the results of the units 0 to count - 1, in this order, on every process.
+
+        Args:
+            stage: names the work, uniquely within the folder.
+            compute: does unit i.
+        """
+        mine = {i: self._one(stage, i, compute) for i in range(self.rank, count, self.world)}
+        if self.world > 1:
+            for theirs in _gather(mine):
+                mine |= theirs
+        return [mine[i] for i in range(count)]
+
+    def finish(self) -> None:
+        """Forget what was kept: the work is done, and its result is written elsewhere."""
+        if self.folder is not None and self.rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _one(self, stage: str, number: int, compute: Callable[[int], Arrays]) -> Arrays:
+        if self.folder is None:
+            return compute(number)
+        file = self.folder / f"{stage}.{number}.safetensors"
+        try:
+            found: Arrays = safetensors.numpy.load_file(file)
+        except (OSError, safetensors.SafetensorError):  # not there, or not whole: it is computed again
+            result = {name: np.ascontiguousarray(array) for name, array in compute(number).items()}
+            write_atomically(file, safetensors.numpy.save(result))
+            return result
+        self.kept += 1
+        return found
+
+
+def to_array(lines: list[str]) -> npt.NDArray[np.uint8]:
+    """Return lines of text as an array, for a unit's result."""
+    return np.frombuffer("\n".join(lines).encode(), np.uint8)
+
+
+def to_lines(array: npt.NDArray[Any]) -> list[str]:
+    """Return the lines that `to_array` was given."""
+    text = array.astype(np.uint8).tobytes().decode()
+    return text.split("\n") if text else []
+
+
+def _place() -> tuple[int, int]:
+    """Return (rank, world), and join the other processes where a launcher started several.
+
+    Raises:
+        InvalidValue: if the launcher's environment is not whole.
+    """
+    given = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
+    if given["WORLD_SIZE"] in ("", "1"):
+        return 0, 1
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        try:
+            dist.init_process_group("gloo")
+        except (ValueError, RuntimeError) as error:
+            raise InvalidValue(
+                f"WORLD_SIZE is {given['WORLD_SIZE']} and RANK {given['RANK'] or 'not set'}, but the "
+                f"processes cannot find each other: {error}\nStart them with `torchrun --nproc-per-node N "
+                "-m robust_export verify ...`, or unset WORLD_SIZE."
+            ) from None
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _gather(mine: dict[int, Arrays]) -> list[dict[int, Arrays]]:
+    import torch.distributed as dist
+
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, mine)
+    return everybody

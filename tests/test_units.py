@@ -1,0 +1,77 @@
+"""Units are done once, whoever does them, and whatever interrupts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robust_export.errors import InvalidValue
+from robust_export.units import Arrays, Units, to_array, to_lines
+
+
+def squares(done: list[int]) -> object:
+    def compute(i: int) -> Arrays:
+        done.append(i)
+        return {"square": np.array([i * i]), "flags": to_array([f"unit {i}", "ä"])}
+
+    return compute
+
+
+def test_results_are_in_order_and_computed_once(tmp_path: Path) -> None:
+    done: list[int] = []
+    first = Units(tmp_path).run("stage", squares(done), 4)  # type: ignore[arg-type]
+    assert [int(result["square"][0]) for result in first] == [0, 1, 4, 9]
+    assert done == [0, 1, 2, 3]
+    again = Units(tmp_path)
+    second = again.run("stage", squares(done), 4)  # type: ignore[arg-type]
+    assert done == [0, 1, 2, 3]
+    assert again.kept == 4
+    assert [to_lines(result["flags"]) for result in second] == [[f"unit {i}", "ä"] for i in range(4)]
+
+
+def test_after_an_interruption_only_the_rest_is_done(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def dies(i: int) -> Arrays:
+        if i == 2:
+            raise KeyboardInterrupt
+        return squares(done)(i)  # type: ignore[operator,no-any-return]
+
+    with pytest.raises(KeyboardInterrupt):
+        Units(tmp_path).run("stage", dies, 4)
+    Units(tmp_path).run("stage", squares(done), 4)  # type: ignore[arg-type]
+    assert done == [0, 1, 2, 3]
+
+
+def test_a_damaged_result_is_computed_again(tmp_path: Path) -> None:
+    done: list[int] = []
+    Units(tmp_path).run("stage", squares(done), 2)  # type: ignore[arg-type]
+    (tmp_path / "stage.1.safetensors").write_bytes(b"half")
+    Units(tmp_path).run("stage", squares(done), 2)  # type: ignore[arg-type]
+    assert done == [0, 1, 1]
+
+
+def test_stages_do_not_mix_and_nothing_is_left_in_the_end(tmp_path: Path) -> None:
+    units = Units(tmp_path / "parts")
+    units.run("one", lambda i: {"x": np.array([1])}, 1)
+    (other,) = units.run("two", lambda i: {"x": np.array([2])}, 1)
+    assert other["x"] == 2
+    units.finish()
+    assert not (tmp_path / "parts").exists()
+
+
+def test_an_empty_result_and_no_units(tmp_path: Path) -> None:
+    (result,) = Units(tmp_path).run("empty", lambda i: {"x": np.zeros((0, 3)), "flags": to_array([])}, 1)
+    assert result["x"].shape == (0, 3)
+    assert to_lines(result["flags"]) == []
+    assert Units(tmp_path).run("none", lambda i: {}, 0) == []
+
+
+def test_half_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InvalidValue, match="torchrun"):
+        Units()
