@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from robust_export.bench import bench_bundle, bench_operator
 from robust_export.bench.models import PEERS, TITLES, relu_twin, sparta_planes
 from robust_export.bench.operator import BLOCKS, BODY, PLANES
-from robust_export.bench.timing import Timing, copy_bandwidth, measure
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.errors import BuildError, BundleError, InvalidValue, UnknownName
 from robust_export.models import create_model
 from robust_export.sparta import Sparta
+from robust_export.timing import Timing, copy_bandwidth, measure
 
 QUICK = ("relu", "body", "eager")
 

@@ -16,7 +16,6 @@ from torch import nn
 
 from robust_export.bench.operator import Shape, bench_operator
 from robust_export.bench.report import Bench, Run
-from robust_export.bench.timing import Call, copy_bandwidth, measure
 from robust_export.bundle import Bundle
 from robust_export.classifier import Pixels
 from robust_export.errors import BundleError, InvalidValue, RobustExportError, reason, unknown
@@ -27,6 +26,7 @@ from robust_export.provenance import machine, now, versions
 from robust_export.runtimes import open_file
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.sparta import Sparta
+from robust_export.timing import Call, copy_bandwidth, measure
 
 FUSED = "fused"
 PEERS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from robust_export.bench.timing import Timing
+from robust_export.timing import Timing
 
 SCHEMA = 1
 
