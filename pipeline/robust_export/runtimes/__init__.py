@@ -10,10 +10,12 @@ from robust_export.errors import unknown
 if TYPE_CHECKING:
     from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
     from robust_export.runtimes.openvino import OpenVinoClassifier
+    from robust_export.runtimes.reference import ReferenceClassifier
+    from robust_export.runtimes.remote import RemoteClassifier
 
-    ArtifactClassifier = OnnxRuntimeClassifier | OpenVinoClassifier
+    ArtifactClassifier = OnnxRuntimeClassifier | OpenVinoClassifier | ReferenceClassifier
 
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino", "reference")
 
 
 def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -> ArtifactClassifier:
@@ -31,4 +33,29 @@ def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -
         from robust_export.runtimes.openvino import OpenVinoClassifier
 
         return OpenVinoClassifier(path, **settings)
+    if runtime == "reference":
+        from robust_export.runtimes.reference import ReferenceClassifier
+
+        return ReferenceClassifier(path, **settings)
     raise unknown("runtime", runtime, RUNTIMES)
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text is an address, http or https, and no file.
+
+    >>> is_url("http://localhost:8080/v2/models/net"), is_url("model.onnx")
+    (True, False)
+    """
+    return text.lower().startswith(("http://", "https://"))
+
+
+def open_url(url: str, **settings: Any) -> RemoteClassifier:
+    """Return a served model as a classifier; `settings` are those of `RemoteClassifier`.
+
+    Raises:
+        InvalidValue: if the address has another form than http(s)://host:port/v2/models/NAME.
+        ArtifactError: if the server cannot be reached, or serves no classifier of images there.
+    """
+    from robust_export.runtimes.remote import RemoteClassifier
+
+    return RemoteClassifier(url, **settings)
