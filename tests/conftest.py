@@ -21,7 +21,7 @@ from robust_export import native
 from robust_export.bundle import Bundle
 from robust_export.config import Recipe, merge, parse
 from robust_export.errors import BuildError
-from robust_export.export.onnx import export_bundle
+from robust_export.export.bundle import export_bundle
 from robust_export.training import train
 
 TINY: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ TINY: dict[str, dict[str, Any]] = {
     "threat": {"eps": 0.1},
     "attack": {"steps": 2, "val_steps": 2},
     "train": {"epochs": 3, "batch_size": 128, "ema": 0.8},
-    "verify": {"attacks": ["apgd-ce"], "iterations": 5, "max_drop": 0.02},
+    "verify": {"attacks": ["apgd-ce"], "iterations": 5, "queries": 20, "ascent": 5, "max_drop": 0.02},
 }
 
 

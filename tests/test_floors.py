@@ -13,8 +13,8 @@ SOURCE = Path(__file__).parent.parent / "pipeline" / "robust_export"
 
 FLOORS = [
     {"errors"},
-    {"classifier", "config", "device", "files", "images"},
-    {"headers", "sparta"},
+    {"classifier", "config", "device", "files", "images", "timing"},
+    {"headers", "sparta", "units"},
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "optim", "stem", "weights"},
     {"models", "provenance", "workspace"},
     {"export", "runtimes", "training"},

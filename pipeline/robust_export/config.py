@@ -40,8 +40,27 @@ Number = Annotated[float, BeforeValidator(fraction)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Fractional = Annotated[Number, Field(ge=0, lt=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+MAX_GAP: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.15, "int8": 0.25}
+MIN_AGREEMENT: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.98, "bf16": 0.95, "int8": 0.95}
+MAX_FLIP_MARGIN: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.15, "int8": 0.5}
+
+
+def per_precision(defaults: Mapping[Precision, float]) -> Any:
+    """Return the type of a gate: one number for every precision, or a table for some of them."""
+
+    def complete(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {**defaults, **value}
+        return dict.fromkeys(defaults, value)
+
+    return BeforeValidator(complete)
+
 
 MAX_EPS = {"Linf": 1.0, "L2": 1e3}  # an Linf ball of radius 1 holds every image there is
 
@@ -128,7 +147,10 @@ class Train:
 
 @dataclass(frozen=True, config=STRICT)
 class Verify:
-    """The attacks' budgets, and the gates that an artifact must pass."""
+    """The attacks' budgets, and the gates that an artifact must pass.
+
+    A gate that depends on the precision is a number for all of them, or a table such as {fp16 = 0.02}.
+    """
 
     attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)] = (
         "apgd-ce", "apgd-t", "fab-t", "square",
@@ -139,9 +161,18 @@ class Verify:
     batch_size: Count = 256
     samples: Natural = 0  # images of the test split; 0 takes all
     seed: Natural = 0
+    ascent: Natural = 50  # steps of the black-box search for the largest logit gap
     max_drop: Fractional = 0.02  # of accuracy, clean and robust, from source to artifact
-    max_gap: Positive = 1e-3  # largest logit difference, in units of the source's logit scale
-    min_agreement: Annotated[Number, Field(ge=0, le=1)] = 1.0  # of top-1 decisions
+    max_clean_drop: Fractional | None = None  # of clean accuracy; None: max_drop
+    max_gap: Annotated[Mapping[Precision, Positive], per_precision(MAX_GAP)] = field(
+        default_factory=lambda: dict(MAX_GAP)
+    )  # largest logit difference, in units of the source's logit scale
+    min_agreement: Annotated[Mapping[Precision, Share], per_precision(MIN_AGREEMENT)] = field(
+        default_factory=lambda: dict(MIN_AGREEMENT)
+    )  # of top-1 decisions
+    max_flip_margin: Annotated[Mapping[Precision, Positive], per_precision(MAX_FLIP_MARGIN)] = field(
+        default_factory=lambda: dict(MAX_FLIP_MARGIN)
+    )  # largest margin of the source at which a decision flips, in units of its median margin
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -266,7 +297,8 @@ def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lists(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
+    given = {key: value for key, value in table.items() if value is not None}  # TOML has no null
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
 
 def _explain(error: ValidationError) -> str:

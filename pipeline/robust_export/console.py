@@ -19,18 +19,27 @@ WIDTH = 110  # columns, where the output is no terminal
 
 
 class Console:
-    """Prints for people, or with `as_json` one JSON object on standard output."""
+    """Prints for people, or with `as_json` one JSON object on standard output.
 
-    def __init__(self, as_json: bool) -> None:
+    Args:
+        quiet: print nothing: another process of the same work does.
+    """
+
+    def __init__(self, as_json: bool, *, quiet: bool = False) -> None:
         self.as_json = as_json
+        self.quiet = quiet
         self.live = sys.stderr.isatty() and not as_json
 
     def say(self, line: str) -> None:
         """Print a line of progress."""
+        if self.quiet:
+            return
         click.echo(line, err=True)
 
     def show(self, value: dict[str, Any], *tables: Table) -> None:
         """Print a result: its JSON, or its tables, or a line for each of its entries."""
+        if self.quiet:
+            return
         if self.as_json:
             click.echo(json.dumps(value, allow_nan=False))
             return

@@ -15,11 +15,12 @@ from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import HOME, Bundle
 from robust_export.config import Recipe, default_recipe, parse
 from robust_export.data import load_dataset
-from robust_export.export.onnx import export_bundle
+from robust_export.export.bundle import export_bundle
 from robust_export.files import replace_folder
 from robust_export.models import load
 from robust_export.training import OnEpoch, train
 from robust_export.verification import Report, verify
+from robust_export.verification.tables import tables
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Demo:
         table.add_column("robust accuracy", justify="right")
         table.add_row("adversarial", f"{source.clean.value:.1%}", f"{source.robust.value:.1%}")
         table.add_row("without attacks", f"{self.standard_clean:.1%}", f"{self.standard_robust:.1%}")
-        return [table, *self.report.tables()]
+        return [table, *tables(self.report)]
 
 
 def run_demo(

@@ -1,78 +1,64 @@
-"""Verification from end to end: attack the source, then judge each artifact on what was found."""
+"""Verification from end to end: attack the source and its artifacts, compare them, judge, and report."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Generator
 
-from robust_export.attacks.autoattack import AttackResult, autoattack
-from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
-from robust_export.classifier import Classifier, Logits, Pixels
+from robust_export.classifier import Pixels
 from robust_export.config import Threat, Verify
-from robust_export.data import load_dataset
+from robust_export.data import Images, load_dataset
 from robust_export.device import find_device
-from robust_export.errors import ArtifactError, BundleError, InvalidValue
-from robust_export.files import sha256, write_json
+from robust_export.errors import InvalidValue
+from robust_export.files import write_atomically, write_json
 from robust_export.models import load
 from robust_export.native import ort_library, why_no_library
-from robust_export.provenance import now, versions
-from robust_export.runtimes import open_file
-from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.provenance import machine, now, versions
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.sparta import sparta_modules
-from robust_export.verification.gates import Correct, judge, measure_drop
+from robust_export.timing import measure
+from robust_export.units import Units
+from robust_export.verification import guards
+from robust_export.verification.artifacts import AUTO, Subject, find, subjects
+from robust_export.verification.attack import (
+    RADII,
+    ArtifactEvidence,
+    SourceEvidence,
+    Trial,
+    attack_artifact,
+    attack_source,
+)
+from robust_export.verification.drift import drift
+from robust_export.verification.examples import Examples, Score
+from robust_export.verification.gates import NAMES, Correct, Gates, judge, measure_drop, stated
+from robust_export.verification.page import render
 from robust_export.verification.parity import logit_scale, parity
-from robust_export.verification.report import Accuracy, ArtifactReport, Report, SourceReport
+from robust_export.verification.pictures import pictures
+from robust_export.verification.report import Accuracy, ArtifactReport, CurvePoint, Report, SourceReport
 from robust_export.verification.statistics import wilson
+from robust_export.verification.worst_case import margins, worst_case
 
-if TYPE_CHECKING:
-    from robust_export.runtimes import ArtifactClassifier
-
-GATES = ("max_drop", "max_gap", "min_agreement")
+REPORT, PAGE = "verify.json", "report.html"
+BATCHES = (1, 32)  # of which the latency is measured
+CHECKED = 32  # images of the checks that repeat an artifact's work, and of the drift
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The inputs on which source and artifact are compared, [N, C, H, W] each, and their labels.
-
-    An image's examples are the image itself (`clean`), what AutoAttack made of it (`found`), and a
-    PGD example (`descended`), so that an image that AutoAttack could not break is compared under
-    attack as well.
-    """
-
-    labels: np.ndarray[Any, Any]
-    clean: Pixels
-    found: Pixels
-    descended: Pixels
-    noise: Pixels
-    broken: Correct  # where `found` is an example, and not the image as it was
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a classifier says to the inputs, asked once each."""
-
-    sets: dict[str, Logits]  # clean, adversarial (the strongest there is of each image), noise
-    clean: Correct
-    robust: Correct  # right on every example
 
 
 def verify(
     bundle: str | Path | Bundle,
     artifacts: Sequence[str | Path] = (),
     *,
-    runtime: str = "onnxruntime",
+    runtime: str = AUTO,
     settings: Verify | None = None,
     threat: Threat | None = None,
     device: str = "auto",
@@ -80,15 +66,18 @@ def verify(
     write: bool = True,
     say: Say = lambda line: None,
 ) -> Report:
-    """Attack the bundle's network, and judge its artifacts on the examples that were found.
+    """Attack the bundle's network and its artifacts, and judge the artifacts on everything that was found.
+
+    What was found is kept as it comes, so that the same call goes on where an interrupted one stopped;
+    several processes (`torchrun`) share the attacks and find what one would.
 
     Args:
-        artifacts: ONNX files, in the bundle or elsewhere; all of the bundle's by default.
-        runtime: what runs them, "onnxruntime" or "openvino". ONNX Runtime runs each as a stock one does, with
-            the file's function body, and with the fused kernel as well where that is built.
+        artifacts: ONNX files, in the bundle or elsewhere, and addresses of served models
+            (http://host:port/v2/models/NAME); all of the bundle's by default.
+        runtime: what runs files, see `artifacts.subjects`.
         settings: budgets and gates; the recipe's by default.
         threat: the attacks' budget; the one that the network was trained for by default.
-        write: keep the report as the bundle's verify.json.
+        write: keep the report as the bundle's verify.json and report.html.
 
     Raises:
         BundleError: if the bundle is damaged, or has no artifact yet.
@@ -98,11 +87,11 @@ def verify(
     recipe = opened.recipe()
     settings, threat = settings or recipe.verify, threat or opened.threat
     seconds: dict[str, float] = {}
-    files = _artifact_files(opened, artifacts)
-    network = load(opened)
-    wants_sparta = len(sparta_modules(network))
-    judged = [(file, c) for file in files for c in open_artifact(file, opened, wants_sparta, runtime)]
-    if wants_sparta and runtime == "onnxruntime" and ort_library() is None:
+    found = find(opened, artifacts)
+    network = load(opened).requires_grad_(False)
+    gates = len(sparta_modules(network))
+    judged = subjects(opened, found, runtime, settings, gates)
+    if gates and runtime in (AUTO, "onnxruntime") and ort_library() is None:
         say(why_no_library())
     spec = recipe.model
     images = load_dataset(
@@ -111,159 +100,133 @@ def verify(
     count = min(settings.samples or len(images), len(images))
     pixels, labels = images.batch(range(count))
     source = PyTorchClassifier(network, find_device(device), settings.batch_size)
+    units = Units(_folder(opened, settings, threat, images, source) if write else None)
+    trial = Trial(source, pixels, labels, threat, settings, units, say)
 
-    with _timed(seconds, "attack"):
-        attacked = autoattack(
-            source.module, pixels.to(source.device), labels.to(source.device), threat, settings,
-            lambda name, n: say(f"{name}: attacking {n} images"),
-        )  # fmt: skip
-        inputs = _inputs(source, pixels, labels, attacked, threat, settings)
+    examples = Examples(pixels.numpy(), labels.numpy(), threat)
+    with _timed(seconds, "attack the source"):
+        attacked = attack_source(trial, examples)
+    evidence = []
+    for subject in judged:
+        with _timed(seconds, f"attack {subject.title}"):
+            evidence.append(attack_artifact(trial, examples, subject))
+    if units.kept:
+        say(f"{units.kept} parts of the attacks were there already, from a verification that was interrupted")
     with _timed(seconds, "compare"):
-        answers = ask(source, inputs)
-        scale = logit_scale(answers.sets["clean"])
-        reports = []
-        for file, classifier in judged:
-            fused = ", fused" if getattr(classifier, "kernel_file", None) else ""
-            say(f"comparing {file.name} on {classifier.runtime}{fused}")
-            theirs = ask(classifier, inputs)
-            reports.append(_judge(opened, file, classifier, answers, theirs, scale, settings))
-    report = Report(
-        model=opened.name,
-        threat=threat,
-        samples=count,
-        gates={name: getattr(settings, name) for name in GATES},
-        source=SourceReport(
-            clean=_accuracy(answers.clean),
-            robust=_accuracy(answers.robust),
-            attacks=attacked.accuracy,
-            budgets={k: v for k, v in asdict(settings).items() if k not in (*GATES, "samples")},
-            flags=attacked.flags,
-            logit_scale=scale,
-        ),
-        artifacts=reports,
-        provenance={
-            "created": now(), "versions": versions(),
-            "data": {"name": images.name, "split": "test", "sha256": images.digest},
-            "weights_sha256": opened.manifest["files"]["weights.safetensors"]["sha256"],
-        },
-        seconds=seconds,
-    )  # fmt: skip
-    if write:
-        write_json(opened.path / "verify.json", report.to_dict())
-        opened.add("verify.json", "report")
+        report = _report(opened, trial, examples, attacked, evidence, images, seconds)
+    if write and units.rank == 0:
+        write_json(opened.path / REPORT, report.to_dict())
+        write_atomically(opened.path / PAGE, render(report))
+        opened.add(REPORT, "report")
+        opened.add(PAGE, "report")
+        units.finish()
     return report
 
 
-def open_artifact(
-    file: Path, bundle: Bundle, wants_sparta: int, runtime: str = "onnxruntime"
-) -> list[ArtifactClassifier]:
-    """Return the artifact as a classifier in each way the runtime has to run it.
-
-    Raises:
-        ArtifactError: if it is no ONNX classifier, takes other images, has other labels, or lacks
-            the Sparta operator though the network has `wants_sparta` gates.
-    """
-    if file.suffix != ".onnx":
-        raise ArtifactError(f"{file} is no artifact that can be verified; expected an .onnx file")
-    if runtime != "onnxruntime":
-        classifiers = [open_file(file, runtime)]
-    else:
-        classifiers = [open_file(file, kernel=False)]
-        if wants_sparta and ort_library() is not None:
-            fused = OnnxRuntimeClassifier(file)
-            classifiers += [fused] if fused.kernel_file else []
-    _check_identity(classifiers[0], file, bundle, wants_sparta)
-    return classifiers
-
-
-def _check_identity(classifier: ArtifactClassifier, file: Path, bundle: Bundle, wants_sparta: int) -> None:
-    spec = bundle.recipe().model
-    plane = (spec.in_chans, spec.image_size, spec.image_size)
-    if classifier.plane != plane:
-        raise ArtifactError(f"{file} takes images {list(classifier.plane)}; {bundle.name} {list(plane)}")
-    if classifier.labels is not None and classifier.labels != bundle.labels:
-        raise ArtifactError(
-            f"{file} has other labels than {bundle.name}:\n  file:  {', '.join(classifier.labels)}\n"
-            f"  model: {', '.join(bundle.labels)}\nExport it again from this bundle."
-        )
-    if classifier.classes != len(bundle.labels):
-        raise ArtifactError(
-            f"{file} has {classifier.classes} classes; {bundle.name} has {len(bundle.labels)}"
-        )
-    if wants_sparta and not classifier.sparta_nodes:
-        raise ArtifactError(
-            f"{file} has no ai.sparta::Sparta node, but {bundle.name} is a Sparta network. Export "
-            "it with `robust-export onnx`."
-        )
-
-
-def ask(classifier: Classifier, inputs: Inputs) -> Answers:
-    """Return the classifier's logits, and which images it gets right, clean and under attack."""
-    clean, found = classifier(inputs.clean), classifier(inputs.found)
-    descended, noise = classifier(inputs.descended), classifier(inputs.noise)
-    right = [logits.argmax(1) == inputs.labels for logits in (clean, found, descended)]
-    strongest = np.where(inputs.broken[:, None], found, descended)
-    sets = {"clean": clean, "adversarial": strongest, "noise": noise}
-    return Answers(sets, right[0], np.logical_and.reduce(right))
-
-
-def _artifact_files(bundle: Bundle, given: Sequence[str | Path]) -> list[Path]:
-    """Return the files to judge; a bare name is looked up in the bundle first."""
-    if not given:
-        names = bundle.files("onnx")
-        if not names:
-            raise BundleError(
-                f"bundle {bundle.path} has no artifact yet. Make one with "
-                f"`robust-export onnx --model {bundle.name}`."
-            )
-        return [bundle.file(name) for name in names]
-    inside = [bundle.path / name for name in given]
-    files = [a if a.is_file() else Path(b) for a, b in zip(inside, given, strict=True)]
-    if missing := [file for file in files if not file.is_file()]:
-        raise ArtifactError(f"there is no artifact {missing[0]}")
-    return files
-
-
-def _inputs(
-    source: PyTorchClassifier, pixels: torch.Tensor, labels: torch.Tensor, attacked: AttackResult,
-    threat: Threat, settings: Verify,
-) -> Inputs:  # fmt: skip
-    generator = Generator().manual_seed(settings.seed)
-    steps = 20
-    chunks = zip(pixels.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
-    descended = torch.cat([
-        pgd(
-            source.module, x.to(source.device), y.to(source.device), threat,
-            steps=steps, step_size=2.5 * threat.eps / steps, generator=generator,
-        ).cpu()
-        for x, y in chunks
-    ])  # fmt: skip
-    noise = torch.rand(pixels.shape, generator=generator)
-    broken = np.array([name not in ("", "clean") for name in attacked.broken_by])
-    return Inputs(
-        labels.numpy(), pixels.numpy(), attacked.adversarial.cpu().numpy(), descended.numpy(),
-        noise.numpy(), broken,
+def _report(
+    bundle: Bundle, trial: Trial, examples: Examples, attacked: SourceEvidence,
+    evidence: Sequence[ArtifactEvidence], images: Images, seconds: dict[str, float],
+) -> Report:  # fmt: skip
+    """Score everybody on all examples, compare, and judge."""
+    settings, threat = trial.settings, trial.threat
+    source = Score(trial.source, examples)
+    noise = np.random.default_rng(settings.seed).random(examples.clean.shape, np.float32)
+    latency = _latency([item.subject for item in evidence], examples.clean)
+    reports = [_judge(bundle, trial, examples, source, item, noise, latency) for item in evidence]
+    scale, margin = _units_of(source)
+    found = attacked.attacked
+    budgets = {k: v for k, v in asdict(settings).items() if k not in (*NAMES, "samples")}
+    return Report(
+        model=bundle.name,
+        threat=threat,
+        samples=len(examples.labels),
+        gates=stated(settings),
+        labels=bundle.labels,
+        source=SourceReport(
+            clean=_accuracy(source.clean),
+            robust=_accuracy(source.robust),
+            attacks=found.accuracy,
+            budgets=budgets,
+            flags=found.flags,
+            logit_scale=scale,
+            median_margin=margin,
+            guards=guards.masking(
+                found.accuracy, attacked.one_step, attacked.many_steps, attacked.everything, found.flags
+            ),
+            curve=_curve(source, threat),
+        ),
+        artifacts=reports,
+        provenance={
+            "created": now(), "versions": versions(), "machine": machine(trial.source.device),
+            "data": {"name": images.name, "split": "test", "sha256": images.digest},
+            "weights_sha256": bundle.manifest["files"]["weights.safetensors"]["sha256"],
+        },
+        command=_command(bundle, evidence, settings, threat),
+        seconds=seconds,
+        pictures=pictures(examples, found.broken_by, source, evidence, reports, noise),
     )  # fmt: skip
 
 
 def _judge(
-    bundle: Bundle, file: Path, classifier: ArtifactClassifier, ours: Answers, theirs: Answers,
-    scale: float, gates: Verify,
+    bundle: Bundle, trial: Trial, examples: Examples, source: Score, evidence: ArtifactEvidence,
+    noise: Pixels, latency: dict[str, dict[str, float]],
 ) -> ArtifactReport:  # fmt: skip
-    compared = {name: parity(logits, theirs.sets[name]) for name, logits in ours.sets.items()}
-    clean_drop = measure_drop(ours.clean, theirs.clean, gates.max_drop)
-    robust_drop = measure_drop(ours.robust, theirs.robust, gates.max_drop)
-    verdict = judge(compared, {"clean": clean_drop, "robust": robust_drop}, scale, gates)
-    inside = file.parent == bundle.path
+    subject, score, settings = evidence.subject, evidence.score.update(), trial.settings
+    classifier = subject.classifier
+    gates = Gates.of(settings, classifier.precision, *_units_of(source))
+    noisy = classifier(noise)
+    compared = {
+        "clean": parity(source.logits["clean"], score.logits["clean"]),
+        "adversarial": parity(source.adversarial(), score.adversarial()),
+        "noise": parity(trial.source(noise), noisy),
+    }
+    worst = worst_case(evidence.seen, evidence.random, source.logits["clean"])
+    few = examples.clean[:CHECKED]
+    checks = [
+        guards.finite([*score.logits.values(), noisy]),
+        *guards.repeatable(classifier, few, gates),
+        guards.extremes(trial.source, classifier, few, gates),
+        guards.labels_in_order(source.logits["clean"], score.logits["clean"], bundle.labels),
+        guards.preprocessing(trial.source, classifier, few, gates, trial.source.normalisation),
+        guards.black_box(evidence.accuracy),
+    ]
+    clean_drop = measure_drop(source.clean, score.clean, gates.max_clean_drop)
+    robust_drop = measure_drop(source.robust, score.robust, gates.max_drop)
+    failures = [f"{check.name}: {check.evidence}" for check in checks if check.outcome == "fail"]
+    verdict = judge(compared, worst, clean_drop, robust_drop, len(examples.labels), gates, failures)
+    budgets = {name: getattr(subject.settings, name) for name in ("iterations", "queries", "ascent", "seed")}
     return ArtifactReport(
-        file=file.name if inside else str(file), sha256=sha256(file),
-        runtime=classifier.runtime, precision=classifier.precision,
-        sparta_nodes=classifier.sparta_nodes, fused_nodes=classifier.fused_nodes(),
-        parity=compared, clean=_accuracy(theirs.clean), robust=_accuracy(theirs.robust),
-        attacks={"transfer": float(theirs.robust.mean())},
-        clean_drop=clean_drop, robust_drop=robust_drop,
-        verdict=verdict.verdict, reasons=verdict.reasons,
+        file=subject.name, sha256=subject.sha256, bytes=subject.bytes, runtime=classifier.runtime,
+        precision=classifier.precision, sparta_nodes=classifier.sparta_nodes,
+        fused_nodes=classifier.fused_nodes(), parity=compared, worst_case=worst,
+        clean=_accuracy(score.clean), robust=_accuracy(score.robust), attacks=evidence.accuracy,
+        budgets=budgets, clean_drop=clean_drop, robust_drop=robust_drop, guards=checks,
+        curve=_curve(score, trial.threat), drift=drift(trial.source, classifier, few),
+        latency=latency[subject.title], verdict=verdict.verdict, reasons=verdict.reasons,
+        notes=subject.notes,
     )  # fmt: skip
+
+
+def _units_of(source: Score) -> tuple[float, float]:
+    """Return the source's logit scale and its median margin, on the images themselves."""
+    clean = source.logits["clean"]
+    return logit_scale(clean), float(np.median(margins(clean)))
+
+
+def _curve(score: Score, threat: Threat) -> list[CurvePoint]:
+    radii = sorted({0.0, threat.eps, *(radius * threat.eps for radius in RADII)})
+    return [CurvePoint(eps, float(score.stands(eps).mean())) for eps in radii]
+
+
+def _latency(judged: Sequence[Subject], images: Pixels) -> dict[str, dict[str, float]]:
+    """Return the median seconds of a call, by artifact and batch size, measured in turns."""
+    result: dict[str, dict[str, float]] = {subject.title: {} for subject in judged}
+    for batch in BATCHES:
+        part = np.ascontiguousarray(images[:batch])
+        calls = {s.title: lambda s=s, part=part: s.classifier(part) for s in judged}
+        for title, timing in measure(calls, rounds=3).items():
+            result[title][str(len(part))] = timing.median
+    return result
 
 
 def _accuracy(correct: Correct) -> Accuracy:
@@ -271,6 +234,30 @@ def _accuracy(correct: Correct) -> Accuracy:
     if n == 0:
         raise InvalidValue("there are no test images to verify on; raise --samples")
     return Accuracy(right / n, wilson(right, n))
+
+
+def _folder(
+    bundle: Bundle, settings: Verify, threat: Threat, images: Images, source: PyTorchClassifier
+) -> Path:
+    """Return where the parts of this very verification are kept until it is finished."""
+    budgets = {k: v for k, v in asdict(settings).items() if k not in NAMES}
+    question = [
+        bundle.manifest["files"]["weights.safetensors"]["sha256"], asdict(threat), budgets, images.digest,
+        versions(), str(source.device), torch.get_num_threads(),
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+    return bundle.path / "checkpoints" / f"verify-{key[:16]}"
+
+
+def _command(bundle: Bundle, evidence: Sequence[ArtifactEvidence], settings: Verify, threat: Threat) -> str:
+    """Return the command that verifies the same again."""
+    names = dict.fromkeys(item.subject.name for item in evidence)
+    artifacts = "".join(f" --artifact {name}" for name in names)
+    attacks = ",".join(settings.attacks)
+    return (
+        f"robust-export verify --model {bundle.path}{artifacts} --norm {threat.norm} --eps {threat.eps:.10g} "
+        f"--attacks {attacks} --samples {settings.samples} --seed {settings.seed}"
+    )
 
 
 @contextmanager

@@ -1,0 +1,187 @@
+"""What is verified: files in the bundle or elsewhere, and served models, each in every way it runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from robust_export.bundle import Bundle
+from robust_export.classifier import Artifact
+from robust_export.config import Verify
+from robust_export.errors import ArtifactError, BundleError, reason
+from robust_export.files import sha256
+from robust_export.native import ort_library
+from robust_export.runtimes import is_url, open_file, open_url
+from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+
+AUTO = "auto"
+SLOW = {"iterations": 10, "queries": 50, "ascent": 5}  # budgets on the reference evaluator, at most
+KIND = "onnx"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One artifact on one runtime.
+
+    Attributes:
+        settings: budgets of the attacks on it.
+        notes: what a reader must know of how it was judged.
+    """
+
+    name: str
+    classifier: Artifact
+    settings: Verify
+    file: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Return what tells its results from those of all others, whatever it is called."""
+        c = self.classifier
+        kernel = "fused" if getattr(c, "kernel_file", None) else "stock"
+        return f"{self.sha256 or 'served'}.{c.runtime}.{kernel}"
+
+    @property
+    def title(self) -> str:
+        fused = ", fused" if getattr(self.classifier, "kernel_file", None) else ""
+        return f"{self.name} on {self.classifier.runtime}{fused}"
+
+    @property
+    def sha256(self) -> str | None:
+        return sha256(self.file) if self.file else None
+
+    @property
+    def bytes(self) -> int | None:
+        return self.file.stat().st_size if self.file else None
+
+
+def find(bundle: Bundle, given: Sequence[str | Path]) -> list[str | Path]:
+    """Return the files and addresses to judge: those given, or all of the bundle's.
+
+    A bare name is looked up in the bundle first.
+
+    Raises:
+        BundleError: if none is given and the bundle has none.
+        ArtifactError: if a file is missing.
+    """
+    if not given:
+        names = bundle.files(KIND)
+        if not names:
+            raise BundleError(
+                f"bundle {bundle.path} has no artifact yet. Make one with "
+                f"`robust-export onnx --model {bundle.name}`."
+            )
+        return [bundle.file(name) for name in names]
+    found: list[str | Path] = []
+    for item in given:
+        if is_url(str(item)):
+            found.append(str(item))
+            continue
+        inside = bundle.path / item
+        path = inside if inside.is_file() else Path(item)
+        if not path.is_file():
+            raise ArtifactError(
+                f"there is no artifact {path}; give a file, or http://host:port/v2/models/NAME"
+            )
+        found.append(path)
+    return found
+
+
+def subjects(
+    bundle: Bundle, found: Sequence[str | Path], runtime: str, settings: Verify, wants_sparta: int
+) -> list[Subject]:
+    """Return every way in which the artifacts run here.
+
+    Args:
+        runtime: "auto", or one that is to run all files. "auto" is ONNX Runtime, as a stock one runs the file
+            and fused where the kernel is built; and the ONNX reference evaluator for a precision that ONNX
+            Runtime has no arithmetic for here.
+        wants_sparta: how many gates the network has.
+
+    Raises:
+        ArtifactError: if one is no classifier, takes other images, has other labels, or lacks the Sparta
+            operator though the network has gates.
+    """
+    result = []
+    for item in found:
+        of_this = _served(str(item), settings) if is_url(str(item)) else None
+        for subject in of_this or _run(bundle, Path(item), runtime, settings):
+            _check_identity(subject, bundle, wants_sparta)
+            result.append(subject)
+    return result
+
+
+def _served(url: str, settings: Verify) -> list[Subject]:
+    note = "a server does not say what precision it computes in; the gates of fp32 hold"
+    return [Subject(url, open_url(url), settings, notes=[note])]
+
+
+def _run(bundle: Bundle, file: Path, runtime: str, settings: Verify) -> list[Subject]:
+    if file.suffix != ".onnx":
+        raise ArtifactError(f"{file} is no artifact that can be verified; expected an .onnx file")
+    name = file.name if file.parent == bundle.path else str(file)
+
+    def subject(classifier: Any, notes: Sequence[str] = ()) -> Subject:
+        return Subject(name, classifier, settings, file, list(notes))
+
+    if runtime not in (AUTO, "onnxruntime"):
+        one = subject(open_file(file, runtime))
+        return [_slowly(one) if runtime == "reference" else one]
+    try:
+        stock = OnnxRuntimeClassifier(file, kernel=False, spin=False)  # PyTorch computes in turns with it
+    except ArtifactError as error:
+        if runtime == AUTO and (slow := _reference(subject, file, reason(error))):
+            return [slow]
+        raise
+    if runtime == AUTO and stock.falls_back:
+        why = f"ONNX Runtime has no {stock.precision} arithmetic here and computes in another precision"
+        if slow := _reference(subject, file, why):
+            return [slow]
+    result = [subject(stock)]
+    if stock.sparta_nodes and ort_library() is not None:
+        fused = OnnxRuntimeClassifier(file, spin=False)
+        result += [subject(fused)] if fused.kernel_file else []
+    return result
+
+
+def _reference(subject: Callable[..., Subject], file: Path, why: str) -> Subject | None:
+    """Return the file on the ONNX reference evaluator, if that is of any use: it is a half-precision file."""
+    try:
+        classifier = open_file(file, "reference")
+    except ArtifactError:
+        return None
+    if classifier.precision not in ("fp16", "bf16"):
+        return None
+    return _slowly(subject(classifier, [f"{why}: the ONNX reference evaluator judges"]))
+
+
+def _slowly(subject: Subject) -> Subject:
+    """Return the subject with budgets that an interpreter can serve."""
+    given = subject.settings
+    less = {name: min(getattr(given, name), most) for name, most in SLOW.items()}
+    stated = ", ".join(f"{name} {value}" for name, value in less.items())
+    note = f"the reference evaluator is slow; budgets of its own: {stated}"
+    return replace(subject, settings=replace(given, **less), notes=[*subject.notes, note])
+
+
+def _check_identity(subject: Subject, bundle: Bundle, wants_sparta: int) -> None:
+    spec, classifier, name = bundle.recipe().model, subject.classifier, subject.name
+    plane = (spec.in_chans, spec.image_size, spec.image_size)
+    if classifier.plane != plane:
+        raise ArtifactError(f"{name} takes images {list(classifier.plane)}; {bundle.name} {list(plane)}")
+    if classifier.labels is not None and classifier.labels != bundle.labels:
+        raise ArtifactError(
+            f"{name} has other labels than {bundle.name}:\n  file:  {', '.join(classifier.labels)}\n"
+            f"  model: {', '.join(bundle.labels)}\nExport it again from this bundle."
+        )
+    if classifier.classes != len(bundle.labels):
+        raise ArtifactError(
+            f"{name} has {classifier.classes} classes; {bundle.name} has {len(bundle.labels)}"
+        )
+    if subject.file and wants_sparta and not classifier.sparta_nodes:
+        raise ArtifactError(
+            f"{name} has no ai.sparta::Sparta node, but {bundle.name} is a Sparta network. Export "
+            "it with `robust-export onnx`."
+        )
