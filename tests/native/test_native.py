@@ -30,7 +30,7 @@ from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.sparta import Sparta
 from robust_export.verification import verify
 
-FAST = Verify(attacks=("apgd-ce",), iterations=3, max_drop=0.02)
+FAST = Verify(attacks=("apgd-ce",), iterations=3, queries=10, ascent=3, samples=96, max_drop=0.1)
 
 
 def run(*args: str | Path) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,75 +86,117 @@ def train(
 @cli.command()
 @model_option
 @click.option(
-    "--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True,
+    "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True,
     help="Of weights and arithmetic.",
 )  # fmt: skip
-@click.option("--opset", type=int, help="ONNX opset.  [20]")
+@click.option("--opset", type=int, help="ONNX opset.  [20; 22 for bf16]")
+@click.option(
+    "--calibration", type=click.Choice(["clean", "adversarial", "both"]),
+    help="Training images that int8 measures ranges on.  [clean]",
+)  # fmt: skip
+@click.option("--calibration-samples", type=int, metavar="N", help="How many of them.  [512]")
+@click.option("--data-dir", metavar="DIR", help="Where torchvision's data sets lie.  [the recipe's]")
 @json_option
-def onnx(model: str, precision: str, opset: int | None, as_json: bool) -> None:  # noqa: ARG001
+def onnx(
+    model: str, precision: str, opset: int | None, calibration: str | None, calibration_samples: int | None,
+    data_dir: str | None, as_json: bool,
+) -> None:  # fmt: skip
     """Write a bundle's network as one self-contained ONNX file with ai.sparta::Sparta nodes."""
     from robust_export.bundle import Bundle
-    from robust_export.export.onnx import DEFAULT_OPSET, export_bundle
+    from robust_export.errors import ArtifactError
+    from robust_export.export.bundle import export_bundle
+    from robust_export.export.calibration import Calibration
+    from robust_export.runtimes.graph import read_model, sparta_count
     from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
     console = Console(as_json)
     bundle = Bundle.open(model)
-    console.say(f"exporting {bundle.name}")
-    path = export_bundle(bundle, DEFAULT_OPSET if opset is None else opset)
-    file = OnnxRuntimeClassifier(path)
-    fused, nodes = file.fused_nodes(), file.sparta_nodes
+    chosen = _given({"images": calibration, "samples": calibration_samples, "data_dir": data_dir})
+    console.say(f"exporting {bundle.name} in {precision}")
+    path = export_bundle(bundle, opset, precision, Calibration(**chosen) if chosen else None)
+    nodes, fused, line = sparta_count(read_model(path)), 0, ""
+    try:
+        file = OnnxRuntimeClassifier(path)
+        fused = file.fused_nodes()
+        line = f"{fused} of {nodes} Sparta nodes run fused here" if fused else file.why_stock()
+        if file.falls_back:
+            console.say(f"ONNX Runtime has no {precision} arithmetic here; it computes in another precision")
+    except ArtifactError as error:  # a precision that this machine has no arithmetic for
+        line = str(error)
     facts = {"file": str(path), **bundle.manifest["files"][path.name]}
     console.show(facts | {"sparta_nodes": nodes, "fused_nodes": fused})
-    if nodes:
-        console.say(f"{fused} of {nodes} Sparta nodes run fused here" if fused else file.why_stock())
+    if nodes and line:
+        console.say(line)
     console.say(f"wrote {path}; next: robust-export verify --model {_name(bundle.path)}")
 
 
 @cli.command()
 @model_option
-@click.option("--artifact", multiple=True, metavar="FILE", help="Judge this one; may be repeated.  [all]")
 @click.option(
-    "--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True, help="What runs them."
-)
+    "--artifact", multiple=True, metavar="FILE|URL",
+    help="Judge this file, or http://host:port/v2/models/NAME; may be repeated.  [all of the bundle's]",
+)  # fmt: skip
+@click.option(
+    "--runtime", type=click.Choice(("auto", *RUNTIMES)), default="auto", show_default=True,
+    help="What runs files.",
+)  # fmt: skip
 @click.option("--eps", metavar="E", help="Of the attacks.  [what the model was trained for]")
 @click.option("--norm", metavar="NORM", help="Linf or L2.  [what the model was trained for]")
 @click.option("--attacks", metavar="A,B", help="apgd-ce, apgd-dlr, apgd-t, fab-t, square.  [the recipe's]")
-@click.option("--max-drop", metavar="D", help="Largest drop of accuracy that passes.  [the recipe's, 0.02]")
+@click.option("--iterations", type=int, help="Of each attack with gradients.  [the recipe's]")
+@click.option("--queries", type=int, help="Of Square, an image.  [the recipe's]")
 @click.option("--samples", type=int, help="Images of the test split.  [the recipe's; 0 takes all]")
 @click.option("--seed", type=int, help="Of the attacks.  [the recipe's]")
+@click.option("--max-drop", metavar="D", help="Largest drop of accuracy that passes.  [the recipe's, 0.02]")
+@click.option("--max-clean-drop", metavar="D", help="The same of clean accuracy alone.  [--max-drop]")
+@click.option(
+    "--max-gap", metavar="G", help="Largest difference of a logit, in logit scales.  [by precision]"
+)
+@click.option("--min-agreement", metavar="A", help="Smallest share of equal decisions.  [by precision]")
+@click.option(
+    "--max-flip-margin", metavar="M",
+    help="Largest margin at which a decision may flip, in median margins.  [by precision]",
+)  # fmt: skip
 @click.option("--data-dir", metavar="DIR", help="Where torchvision's data sets lie.  [the recipe's]")
 @click.option("--device", default="auto", show_default=True, help="Of the attacks on the source.")
 @json_option
 def verify(
     model: str, artifact: tuple[str, ...], runtime: str, eps: str | None, norm: str | None,
-    attacks: str | None, max_drop: str | None, samples: int | None, seed: int | None,
-    data_dir: str | None, device: str, as_json: bool,
+    attacks: str | None, data_dir: str | None, device: str, as_json: bool, **changes: Any,
 ) -> None:  # fmt: skip
-    """Attack a bundle's network, and judge its artifacts on what the attacks found."""
+    """Attack a bundle's network and its artifacts, and judge the artifacts; writes verify.json, report.html.
+
+    After an interruption the same command goes on where it stopped. `torchrun --nproc-per-node N -m
+    robust_export verify ...` shares the attacks among N processes.
+    """
     from dataclasses import asdict
 
     from robust_export.bundle import Bundle
     from robust_export.config import Threat, Verify, build
 
-    console = Console(as_json)
+    console = Console(as_json, quiet=os.environ.get("RANK", "0") != "0")
     bundle = Bundle.open(model)
-    names = tuple(name.strip() for name in attacks.split(",")) if attacks is not None else None
-    changes = {"attacks": names, "max_drop": max_drop, "samples": samples, "seed": seed}
+    if attacks is not None:
+        changes["attacks"] = tuple(name.strip() for name in attacks.split(","))
     settings = build(Verify, asdict(bundle.recipe().verify) | _given(changes), "verify options")
     threat = build(Threat, asdict(bundle.threat) | _given({"eps": eps, "norm": norm}), "threat")
-    with interruptible("verification was interrupted; nothing was written"):
+    with interruptible("verification was interrupted; the same command goes on where it stopped"):
         from robust_export.verification import verify as run
+        from robust_export.verification.tables import tables
 
         report = run(
             bundle, artifact, runtime=runtime, settings=settings, threat=threat, device=device,
             data_dir=data_dir, say=console.say,
         )  # fmt: skip
-    console.show(report.to_dict(), *report.tables())
+    console.show(report.to_dict(), *tables(report))
     for item in report.artifacts:
-        for reason in item.reasons:
-            console.say(f"{item.verdict.upper()} {item.file} on {item.where}: {reason}")
-    console.say(f"wrote {bundle.path / 'verify.json'}")
-    _exit_by(report.verdict)
+        for line in item.reasons:
+            console.say(f"{item.verdict.upper()} {item.file} on {item.where}: {line}")
+        for line in item.notes:
+            console.say(f"note on {item.file} on {item.where}: {line}")
+    console.say(f"wrote {bundle.path / 'verify.json'} and {bundle.path / 'report.html'}")
+    if not console.quiet:  # a launcher stops all processes when one of them fails, the writing one too
+        _exit_by(report.verdict)
 
 
 @cli.command()

@@ -16,11 +16,9 @@ import onnx
 import torch
 from torch import nn
 
-from robust_export.bundle import Bundle
 from robust_export.errors import InvalidValue, UnsupportedModel, reason
 from robust_export.export.function_body import add_sparta_function
 from robust_export.files import write_atomically
-from robust_export.models import load
 from robust_export.sparta import sparta_modules
 
 OPSETS = range(18, 26)  # what torch 2.14's exporter writes or converts to
@@ -50,6 +48,19 @@ def export_onnx(
         InvalidValue: for an opset that cannot be written.
         UnsupportedModel: if torch cannot export the network, or not for every batch size.
     """
+    model = to_onnx(module, image_size, in_chans, opset=opset, metadata=metadata)
+    return write_atomically(path, model.SerializeToString())
+
+
+def to_onnx(
+    module: nn.Module,
+    image_size: int = 32,
+    in_chans: int = 3,
+    *,
+    opset: int = DEFAULT_OPSET,
+    metadata: Mapping[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """Return what `export_onnx` writes, and raise what it raises."""
     if opset not in OPSETS:
         raise InvalidValue(f"opset is {opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
     twin = copy.deepcopy(module).to("cpu", torch.float32).eval()
@@ -59,28 +70,15 @@ def export_onnx(
     nodes = add_sparta_function(model)
     if not nodes and sparta_modules(twin):
         raise UnsupportedModel("the exported graph has no Sparta node, though the network has some")
-    _check(model, opset)
+    check_file(model, opset)
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=METADATA_PREFIX + key, value=json.dumps(value))
-    return write_atomically(path, model.SerializeToString())
-
-
-def export_bundle(bundle: Bundle, opset: int = DEFAULT_OPSET) -> Path:
-    """Write a bundle's network to its model.onnx (float32) and list it in the manifest."""
-    recipe = bundle.recipe()
-    facts = {key: bundle.manifest[key] for key in ("name", "model", "labels", "preprocessing", "threat")}
-    facts["version"] = bundle.manifest["provenance"]["versions"].get("robust-export")
-    facts["weights_sha256"] = bundle.manifest["files"]["weights.safetensors"]["sha256"]
-    export_onnx(
-        load(bundle), bundle.path / "model.onnx", recipe.model.image_size, recipe.model.in_chans,
-        opset=opset, metadata=facts,
-    )  # fmt: skip
-    return bundle.add("model.onnx", "onnx", precision="fp32", opset=opset)
+    return model
 
 
 def _torch_export(twin: nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 twin, (example,), dynamo=True, opset_version=opset, verbose=False,
                 input_names=["pixels"], output_names=["logits"],
@@ -95,7 +93,7 @@ def _torch_export(twin: nn.Module, example: torch.Tensor, opset: int) -> onnx.Mo
     return program.model_proto
 
 
-def _check(model: onnx.ModelProto, opset: int) -> None:
+def check_file(model: onnx.ModelProto, opset: int) -> None:
     """Raise UnsupportedModel unless the file is valid, of the opset asked for, and N is free."""
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -124,7 +122,7 @@ def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's progress, advice and deprecation notes off the terminal."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

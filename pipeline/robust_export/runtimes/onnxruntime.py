@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Sequence
@@ -11,14 +12,22 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError
 
 from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, BuildError, reason
 from robust_export.native import HOW, KERNEL_SIZES, ort_library, why_no_library
 from robust_export.runtimes.blocked import BLOCKED, DOMAIN, OPERATOR, blocked_session
+from robust_export.runtimes.graph import (
+    Planes,
+    precision_of,
+    ran_in,
+    read_model,
+    sparta_count,
+    with_activations,
+)
 
 CPU = "CPUExecutionProvider"
+NO_KERNEL = "Could not find an implementation"  # ONNX Runtime's words for a format that it cannot compute in
 
 
 class OnnxRuntimeClassifier:
@@ -30,6 +39,8 @@ class OnnxRuntimeClassifier:
         threads: of one inference; 0 lets ONNX Runtime choose.
         kernel: run Sparta with the fused kernel where it is built; False, or where it is not, runs the file's
             own function body, as a stock ONNX Runtime does.
+        spin: let threads that wait for work keep their cores busy. False where something else computes in
+            turns with it, such as PyTorch: both are then two to three times as fast.
 
     Raises:
         ArtifactError: if the file is no ONNX model, or one of another signature.
@@ -40,20 +51,21 @@ class OnnxRuntimeClassifier:
 
     def __init__(
         self, path: str | Path, *, providers: Sequence[str] = (CPU,), batch_size: int = 256, threads: int = 0,
-        kernel: bool = True,
+        kernel: bool = True, spin: bool = True,
     ) -> None:  # fmt: skip
         self.path = Path(path)
         self.batch_size = batch_size
         self.providers = list(providers)
         self.threads = threads
+        self.spin = spin
         model = read_model(self.path)
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
-        self.sparta_nodes = sum(n.domain == DOMAIN and n.op_type == OPERATOR for n in model.graph.node)
+        self.precision = precision_of(model)
+        self.sparta_nodes = sparta_count(model)
         self.kernel_file = ort_library() if kernel and self.sparta_nodes else None
         self._misfit = _without_kernel(model)
         if self._misfit:
             self.kernel_file = None
-        self.precision = "fp32"
         self._session = self._start(model)
         self._check_signature()
 
@@ -80,6 +92,26 @@ class OnnxRuntimeClassifier:
         events = self.profile(np.zeros((1, *self.plane), np.float32))
         fused = [event["args"] for event in events if event["args"]["op_name"] in (OPERATOR, BLOCKED)]
         return len({args["node_index"] for args in fused})
+
+    @functools.cached_property
+    def falls_back(self) -> bool:
+        """Whether no matrix product runs in the file's precision, by the profile of a session that ran once.
+
+        On a CPU, ONNX Runtime has no kernels for half precision: it casts such a file to float32 and rounds
+        nowhere, so that its numbers say little of the same file on hardware that has them.
+        """
+        if self.precision == "fp32":
+            return False
+        return not ran_in(self.precision, self.profile(np.zeros((1, *self.plane), np.float32)))
+
+    def activations(self, pixels: Pixels) -> list[Planes]:
+        """Return what every activation gives for `pixels`, float32 [N, C, H, W] each, in graph order.
+
+        Activations are the Sparta nodes, or ReLU's in a file without; they run as in the classifier itself.
+        """
+        model, names = with_activations(read_model(self.path))
+        planes = self._start(model).run(names, {self._input: pixels})
+        return [plane.astype(np.float32, copy=False) for plane in planes]
 
     def profile(self, pixels: Pixels, runs: int = 1) -> list[dict[str, Any]]:
         """Return ONNX Runtime's own record of every operator that ran, from a session of its own.
@@ -108,13 +140,20 @@ class OnnxRuntimeClassifier:
             return session
         options = self._options(profile)
         try:
-            return ort.InferenceSession(str(self.path), options, providers=self.providers)
+            return ort.InferenceSession(model.SerializeToString(), options, providers=self.providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
+            if NO_KERNEL in str(error) and self.precision in ("fp16", "bf16"):
+                raise ArtifactError(
+                    f"ONNX Runtime's {self.providers[0]} has no {self.precision} arithmetic for {self.path}: "
+                    f"{reason(error)}. Use a device that has it, or the slow --runtime reference."
+                ) from error
             raise ArtifactError(f"ONNX Runtime cannot load {self.path}: {reason(error)}") from error
 
     def _options(self, profile: Path | None) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
+        if not self.spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         if profile is not None:
             options.enable_profiling = True
@@ -161,22 +200,3 @@ def _without_kernel(model: onnx.ModelProto) -> str:
                 f"k = {sizes}"
             )
     return ""
-
-
-def read_model(path: Path) -> onnx.ModelProto:
-    """Return the file's model.
-
-    Raises:
-        ArtifactError: if it is no ONNX file, or one without a node.
-    """
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as an ONNX file: {error}. Make it with `robust-export onnx`."
-        ) from error
-    if not model.graph.node:
-        raise ArtifactError(
-            f"{path} is not an ONNX file, or an empty one. Make it with `robust-export onnx`."
-        )
-    return model

@@ -14,11 +14,17 @@ from robust_export.errors import ArtifactError, BundleError, reason
 from robust_export.files import sha256
 from robust_export.native import ort_library
 from robust_export.runtimes import is_url, open_file, open_url
+from robust_export.runtimes.graph import precision_of, read_model
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
 AUTO = "auto"
+HALF = ("fp16", "bf16")
 SLOW = {"iterations": 10, "queries": 50, "ascent": 5}  # budgets on the reference evaluator, at most
 KIND = "onnx"
+
+
+class NoRuntime(ArtifactError):
+    """An artifact that nothing on this machine can run."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ def find(bundle: Bundle, given: Sequence[str | Path]) -> list[str | Path]:
 
 def subjects(
     bundle: Bundle, found: Sequence[str | Path], runtime: str, settings: Verify, wants_sparta: int
-) -> list[Subject]:
-    """Return every way in which the artifacts run here.
+) -> tuple[list[Subject], dict[str, str]]:
+    """Return every way in which the artifacts run here, and those that do not run, with the reason.
 
     Args:
         runtime: "auto", or one that is to run all files. "auto" is ONNX Runtime, as a stock one runs the file
@@ -104,13 +110,25 @@ def subjects(
         ArtifactError: if one is no classifier, takes other images, has other labels, or lacks the Sparta
             operator though the network has gates.
     """
-    result = []
+    result, not_run = [], {}
     for item in found:
-        of_this = _served(str(item), settings) if is_url(str(item)) else None
-        for subject in of_this or _run(bundle, Path(item), runtime, settings):
+        try:
+            judged = (
+                _served(str(item), settings)
+                if is_url(str(item))
+                else _run(bundle, Path(item), runtime, settings)
+            )
+        except NoRuntime as error:
+            not_run[_name(bundle, Path(item))] = str(error)
+            continue
+        for subject in judged:
             _check_identity(subject, bundle, wants_sparta)
             result.append(subject)
-    return result
+    return result, not_run
+
+
+def _name(bundle: Bundle, file: Path) -> str:
+    return file.name if file.parent == bundle.path else str(file)
 
 
 def _served(url: str, settings: Verify) -> list[Subject]:
@@ -121,10 +139,9 @@ def _served(url: str, settings: Verify) -> list[Subject]:
 def _run(bundle: Bundle, file: Path, runtime: str, settings: Verify) -> list[Subject]:
     if file.suffix != ".onnx":
         raise ArtifactError(f"{file} is no artifact that can be verified; expected an .onnx file")
-    name = file.name if file.parent == bundle.path else str(file)
 
     def subject(classifier: Any, notes: Sequence[str] = ()) -> Subject:
-        return Subject(name, classifier, settings, file, list(notes))
+        return Subject(_name(bundle, file), classifier, settings, file, list(notes))
 
     if runtime not in (AUTO, "onnxruntime"):
         one = subject(open_file(file, runtime))
@@ -132,9 +149,11 @@ def _run(bundle: Bundle, file: Path, runtime: str, settings: Verify) -> list[Sub
     try:
         stock = OnnxRuntimeClassifier(file, kernel=False, spin=False)  # PyTorch computes in turns with it
     except ArtifactError as error:
-        if runtime == AUTO and (slow := _reference(subject, file, reason(error))):
+        if runtime != AUTO or precision_of(read_model(file)) not in HALF:
+            raise
+        if slow := _reference(subject, file, reason(error)):
             return [slow]
-        raise
+        raise NoRuntime(reason(error)) from error
     if runtime == AUTO and stock.falls_back:
         why = f"ONNX Runtime has no {stock.precision} arithmetic here and computes in another precision"
         if slow := _reference(subject, file, why):
@@ -152,7 +171,7 @@ def _reference(subject: Callable[..., Subject], file: Path, why: str) -> Subject
         classifier = open_file(file, "reference")
     except ArtifactError:
         return None
-    if classifier.precision not in ("fp16", "bf16"):
+    if classifier.precision not in HALF:
         return None
     return _slowly(subject(classifier, [f"{why}: the ONNX reference evaluator judges"]))
 

@@ -173,11 +173,11 @@ class Report:
 
     @property
     def verdict(self) -> Outcome:
-        """Return the worst verdict of all artifacts; what was not run is not decided."""
+        """Return the worst verdict of all artifacts; what was not run, or is not there, is not decided."""
         verdicts = {artifact.verdict for artifact in self.artifacts}
         if "fail" in verdicts:
             return "fail"
-        return "undecided" if "undecided" in verdicts or self.not_run else "pass"
+        return "pass" if verdicts == {"pass"} and not self.not_run else "undecided"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as verify.json holds it."""

@@ -90,7 +90,7 @@ def verify(
     found = find(opened, artifacts)
     network = load(opened).requires_grad_(False)
     gates = len(sparta_modules(network))
-    judged = subjects(opened, found, runtime, settings, gates)
+    judged, not_run = subjects(opened, found, runtime, settings, gates)
     if gates and runtime in (AUTO, "onnxruntime") and ort_library() is None:
         say(why_no_library())
     spec = recipe.model
@@ -113,7 +113,7 @@ def verify(
     if units.kept:
         say(f"{units.kept} parts of the attacks were there already, from a verification that was interrupted")
     with _timed(seconds, "compare"):
-        report = _report(opened, trial, examples, attacked, evidence, images, seconds)
+        report = _report(opened, trial, examples, attacked, evidence, images, seconds, not_run)
     if write and units.rank == 0:
         write_json(opened.path / REPORT, report.to_dict())
         write_atomically(opened.path / PAGE, render(report))
@@ -126,6 +126,7 @@ def verify(
 def _report(
     bundle: Bundle, trial: Trial, examples: Examples, attacked: SourceEvidence,
     evidence: Sequence[ArtifactEvidence], images: Images, seconds: dict[str, float],
+    not_run: dict[str, str],
 ) -> Report:  # fmt: skip
     """Score everybody on all examples, compare, and judge."""
     settings, threat = trial.settings, trial.threat
@@ -163,6 +164,7 @@ def _report(
         },
         command=_command(bundle, evidence, settings, threat),
         seconds=seconds,
+        not_run=not_run,
         pictures=pictures(examples, found.broken_by, source, evidence, reports, noise),
     )  # fmt: skip
 
@@ -221,7 +223,7 @@ def _curve(score: Score, threat: Threat) -> list[CurvePoint]:
 def _latency(judged: Sequence[Subject], images: Pixels) -> dict[str, dict[str, float]]:
     """Return the median seconds of a call, by artifact and batch size, measured in turns."""
     result: dict[str, dict[str, float]] = {subject.title: {} for subject in judged}
-    for batch in BATCHES:
+    for batch in BATCHES if judged else ():
         part = np.ascontiguousarray(images[:batch])
         calls = {s.title: lambda s=s, part=part: s.classifier(part) for s in judged}
         for title, timing in measure(calls, rounds=3).items():
