@@ -14,6 +14,7 @@ from robust_export.classifier import Artifact, Pixels
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.sparta import Sparta, sparta_modules
 from robust_export.verification.report import SiteDrift
+from robust_export.verification.worst_case import HUGE
 
 Planes = Sequence[npt.NDArray[np.float32]]  # [N, C, H, W] each, in the order in which they are computed
 
@@ -59,5 +60,8 @@ def source_activations(network: nn.Module, pixels: Tensor) -> tuple[list[str], P
 
 
 def _distance(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
-    a, b = ours.astype(np.float64), np.nan_to_num(theirs.astype(np.float64))
+    """Return the relative L2 distance; HUGE, which stands for infinity, where `theirs` is not finite."""
+    if not np.isfinite(theirs).all():
+        return HUGE
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
     return float(np.linalg.norm(b - a) / max(np.linalg.norm(a), np.finfo(np.float64).tiny))
