@@ -5,9 +5,9 @@ symmetric in int8, which ONNX Runtime and TensorRT both take. Everything between
 additions and pooling among it, stays float32, and so do the logits: quantising additions and pooling as well,
 which ONNX Runtime does by default, made the logits' error on the demo a third larger.
 
-Ranges are the 99.99th percentile of what the calibration images give. On the demo (docs/decisions/0010) its
-error is smaller than that of the largest value (MinMax), on clean images and on attacked ones; ONNX
-Runtime's Entropy with its default 128 bins has nothing to choose from and gives MinMax's ranges.
+Ranges are the 99.99th percentile of what the calibration images give. Calibrated on the demo's clean images,
+the logits' error under attack was 0.109, that of the largest value (MinMax) 0.124; accuracy did not differ
+(benchmarks/calibration.py). Entropy with ONNX Runtime's default 128 bins can but choose MinMax's ranges.
 """
 
 from __future__ import annotations

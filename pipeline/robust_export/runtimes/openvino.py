@@ -30,7 +30,6 @@ class OpenVinoClassifier:
     """
 
     runtime = "openvino"
-    precision = "fp32"
 
     def __init__(self, path: str | Path, *, batch_size: int = 256, threads: int = 0) -> None:
         try:
@@ -42,6 +41,7 @@ class OpenVinoClassifier:
             ) from error
         file = OnnxRuntimeClassifier(path, kernel=False)  # which says what is wrong with a file
         self.path, self.batch_size = file.path, batch_size
+        self.precision = file.precision  # whose gates hold, whatever OpenVINO makes of it
         self.labels, self.plane, self.classes = file.labels, file.plane, file.classes
         self.sparta_nodes = file.sparta_nodes
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
