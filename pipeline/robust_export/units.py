@@ -1,14 +1,16 @@
 """Long work cut into units, each done once: by this process or by another, now or before an interruption.
 
-A unit depends on its number alone, never on who computes it, so that the result is the same for every number
-of processes. `torchrun` and `accelerate launch` say by the environment how many there are.
+A unit depends on its number and on what `run` is told, never on who computes it: the result is the same for
+every number of processes, and what was kept is taken for nothing else. `torchrun` and `accelerate launch` say
+by the environment how many processes there are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,20 @@ class Units:
         self.rank, self.world = _place()
         self.kept = 0
 
-    def run(self, stage: str, compute: Callable[[int], Arrays], count: int) -> list[Arrays]:
+    def run(
+        self, stage: str, compute: Callable[[int], Arrays], count: int, *, given: Sequence[bytes] | None = (),
+    ) -> list[Arrays]:  # fmt: skip
         """Return the results of the units 0 to count - 1, in this order, on every process.
 
         Args:
-            stage: names the work, uniquely within the folder.
+            stage: names the work.
             compute: does unit i.
+            given: everything that the results depend on, and that neither the folder nor the stage says.
+                None: nobody can say, so that nothing is kept.
         """
-        mine = {i: self._one(stage, i, compute) for i in range(self.rank, count, self.world)}
+        folder = self.folder if given is not None else None
+        name = f"{stage}.{_digest(count, *given or ())}"
+        mine = {i: self._one(folder, f"{name}.{i}", i, compute) for i in range(self.rank, count, self.world)}
         if self.world > 1:
             for theirs in _gather(mine):
                 mine |= theirs
@@ -56,10 +64,10 @@ class Units:
         if self.folder is not None and self.rank == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _one(self, stage: str, number: int, compute: Callable[[int], Arrays]) -> Arrays:
-        if self.folder is None:
+    def _one(self, folder: Path | None, name: str, number: int, compute: Callable[[int], Arrays]) -> Arrays:
+        if folder is None:
             return compute(number)
-        file = self.folder / f"{stage}.{number}.safetensors"
+        file = folder / f"{name}.safetensors"
         try:
             found: Arrays = safetensors.numpy.load_file(file)
         except (OSError, safetensors.SafetensorError):  # not there, or not whole: it is computed again
@@ -79,6 +87,13 @@ def to_lines(array: npt.NDArray[Any]) -> list[str]:
     """Return the lines that `to_array` was given."""
     text = array.astype(np.uint8).tobytes().decode()
     return text.split("\n") if text else []
+
+
+def _digest(count: int, *given: bytes) -> str:
+    digest = hashlib.sha256(str(count).encode())
+    for part in given:
+        digest.update(hashlib.sha256(part).digest())  # of a length of its own, so that no two run together
+    return digest.hexdigest()[:16]
 
 
 def _place() -> tuple[int, int]:

@@ -12,12 +12,22 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import numpy as np
 import pytest
 
 from robust_export import units
 from robust_export.bundle import Bundle
-from robust_export.units import Arrays
+from robust_export.classifier import Logits, Pixels
+from robust_export.config import Threat
+from robust_export.data import load_dataset
+from robust_export.models import load
+from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.runtimes.pytorch import PyTorchClassifier
+from robust_export.units import Arrays, Units
 from robust_export.verification import verify
+from robust_export.verification.artifacts import Subject
+from robust_export.verification.attack import Trial, attack_images
+from tests.runtimes.v2_server import serve
 from tests.verification.test_run import FAST, timeless
 
 SMALL = replace(FAST, samples=64, batch_size=32)
@@ -39,7 +49,7 @@ def test_an_interrupted_verification_goes_on_where_it_stopped(
 
     def stop_after(most: int) -> Callable[..., list[Arrays]]:
         def stopping(
-            self: units.Units, stage: str, compute: Callable[[int], Arrays], count: int
+            self: units.Units, stage: str, compute: Callable[[int], Arrays], count: int, **given: Any
         ) -> list[Arrays]:
             def counted(i: int) -> Arrays:
                 nonlocal done
@@ -48,7 +58,7 @@ def test_an_interrupted_verification_goes_on_where_it_stopped(
                 done += 1
                 return compute(i)
 
-            return run(self, stage, counted, count)
+            return run(self, stage, counted, count, **given)
 
         return stopping
 
@@ -107,3 +117,36 @@ def test_two_processes_find_what_one_finds(trained: Path, tmp_path: Path) -> Non
     assert (one.returncode, two.returncode == 0) == (3, False), two.stderr  # 96 images decide nothing
     assert results(single) == results(shared)
     assert json.loads(two.stdout)["samples"] == 96  # one process alone prints
+
+
+def test_two_servers_do_not_share_what_is_kept(bundle: Bundle) -> None:
+    """A spoiled one after a good one, in one verification that keeps its parts."""
+    good = OnnxRuntimeClassifier(bundle.file("model.onnx"), kernel=False)
+
+    def spoiled(pixels: Pixels) -> Logits:
+        return good(pixels)[:, ::-1].copy()
+
+    with (
+        serve(good, plane=good.plane, classes=good.classes) as one,
+        serve(spoiled, plane=good.plane, classes=good.classes) as other,
+    ):
+        urls = [f"{server}/v2/models/net" for server in (one, other)]
+        report = verify(bundle, urls, settings=SMALL, device="cpu")
+    first, second = report.artifacts
+    assert first.worst_case.max_abs < 1e-4
+    assert second.worst_case.max_abs > 0.1
+
+
+def test_what_was_kept_for_other_images_is_not_taken_for_these(bundle: Bundle, tmp_path: Path) -> None:
+    """Which images still stand depends on what was found on the artifacts before."""
+    classifier = OnnxRuntimeClassifier(bundle.file("model.onnx"), kernel=False)
+    subject = Subject("model.onnx", classifier, SMALL, bundle.file("model.onnx"))
+    pixels, labels = load_dataset("digits", "test", 8).batch(range(40))
+    source = PyTorchClassifier(load(bundle))
+    trial = Trial(source, pixels, labels, Threat("Linf", 0.5), SMALL, Units(tmp_path), lambda line: None)
+    for rows in (np.arange(20), np.arange(10, 30)):
+        for name in ("bpda", "square"):
+            found = np.concatenate([part["rows"] for part in attack_images(trial, subject, name, rows)])
+            assert len(found) > 0
+            assert set(found) <= set(rows)
+            assert found.max() > rows[:10].max()  # and the last ones were attacked as well

@@ -94,7 +94,8 @@ def _in_batches(
             examples = _run(model, name, *batches[i], threat, settings, classes)
         return {"adversarial": examples.cpu().numpy(), "flags": to_array(said)}
 
-    results = units.run(f"autoattack.{name}", attack, len(batches))
+    given = [tensor.cpu().numpy().tobytes() for tensor in (pixels, labels)]
+    results = units.run(f"autoattack.{name}", attack, len(batches), given=given)
     found = np.concatenate([result["adversarial"] for result in results])
     flags = [line for result in results for line in to_lines(result["flags"])]
     return torch.from_numpy(found).to(pixels.device), flags

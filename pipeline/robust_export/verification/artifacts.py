@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,31 @@ class Subject:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def key(self) -> str:
-        """Return what tells its results from those of all others, whatever it is called."""
-        c = self.classifier
-        kernel = "fused" if getattr(c, "kernel_file", None) else "stock"
-        return f"{self.sha256 or 'served'}.{c.runtime}.{kernel}"
+    def kernel(self) -> Path | None:
+        """The library whose kernel runs it fused, None where none does."""
+        kernel: Path | None = getattr(self.classifier, "kernel_file", None)
+        return kernel
 
     @property
     def title(self) -> str:
-        fused = ", fused" if getattr(self.classifier, "kernel_file", None) else ""
-        return f"{self.name} on {self.classifier.runtime}{fused}"
+        return f"{self.name} on {self.classifier.runtime}{', fused' if self.kernel else ''}"
 
-    @property
+    @cached_property
     def sha256(self) -> str | None:
         return sha256(self.file) if self.file else None
 
+    def given(self, *more: bytes) -> list[bytes] | None:
+        """Return all that decides how it answers, whatever it is called, and `more`, for `Units.run`.
+
+        None for a server: what answers there after an interruption may be another model.
+        """
+        if self.sha256 is None:
+            return None
+        kernel = sha256(self.kernel) if self.kernel else "none"
+        return [*(text.encode() for text in (self.sha256, self.classifier.runtime, kernel)), *more]
+
     @property
-    def bytes(self) -> int | None:
+    def size(self) -> int | None:
         return self.file.stat().st_size if self.file else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import Generator, Tensor
@@ -17,7 +16,7 @@ from robust_export.config import Threat, Verify
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.units import Arrays, Units
 from robust_export.verification.artifacts import Subject
-from robust_export.verification.examples import Examples, Score, right
+from robust_export.verification.examples import Examples, Rows, Score, right
 from robust_export.verification.report import Points
 from robust_export.verification.worst_case import Search, Watch, points
 
@@ -123,7 +122,7 @@ def attack_artifact(trial: Trial, examples: Examples, subject: Subject) -> Artif
             continue
         rows = np.flatnonzero(score.robust)
         trial.say(f"{name}: attacking {len(rows)} images of {subject.title}")
-        results = _attack(trial, subject, name, rows)
+        results = attack_images(trial, subject, name, rows)
         seen += [result for result in results if "margin" in result]
         _add(examples, f"{name} on {subject.title}", results)
         accuracy[name] = float(score.update().robust.mean())
@@ -155,7 +154,7 @@ def _impossible(name: str, trial: Trial) -> str:
     return ""
 
 
-def _attack(trial: Trial, subject: Subject, name: str, rows: np.ndarray[Any, Any]) -> list[Arrays]:
+def attack_images(trial: Trial, subject: Subject, name: str, rows: Rows) -> list[Arrays]:
     """Run BPDA or Square on the images `rows`; return the examples that the artifact misreads, by batch."""
     size = trial.settings.batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -177,7 +176,7 @@ def _attack(trial: Trial, subject: Subject, name: str, rows: np.ndarray[Any, Any
         saw = watch.arrays() if name == "bpda" else {}
         return {"rows": batches[i][fell], "pixels": pixels[fell], **saw}
 
-    return trial.units.run(f"{name}.{subject.key}", attack, len(batches))
+    return trial.units.run(name, attack, len(batches), given=subject.given(rows.tobytes()))
 
 
 def _search(trial: Trial, examples: Examples, subject: Subject) -> list[Arrays]:
@@ -196,7 +195,7 @@ def _search(trial: Trial, examples: Examples, subject: Subject) -> list[Arrays]:
             seed=trial.settings.seed + i,
         ).run()  # fmt: skip
 
-    results = trial.units.run(f"worst-case.{subject.key}", search, len(starts))
+    results = trial.units.run("worst-case", search, len(starts), given=subject.given())
     return [{**r, "rows": r["rows"] + starts[i]} for i, r in enumerate(results)]
 
 
@@ -214,4 +213,5 @@ def _random(trial: Trial, subject: Subject, count: int) -> Points:
         watch.observe(noise[:rest], trial.on_noise[i][:rest], subject.classifier(noise[:rest]))
         return watch.arrays()
 
-    return points(trial.units.run(f"random.{subject.key}", compare, -(-count // size)))
+    given = subject.given(str(count).encode())
+    return points(trial.units.run("random", compare, -(-count // size), given=given))

@@ -198,7 +198,7 @@ def _judge(
     verdict = judge(compared, worst, clean_drop, robust_drop, len(examples.labels), gates, failures)
     budgets = {name: getattr(subject.settings, name) for name in ("iterations", "queries", "ascent", "seed")}
     return ArtifactReport(
-        file=subject.name, sha256=subject.sha256, bytes=subject.bytes, runtime=classifier.runtime,
+        file=subject.name, sha256=subject.sha256, bytes=subject.size, runtime=classifier.runtime,
         precision=classifier.precision, sparta_nodes=classifier.sparta_nodes,
         fused_nodes=classifier.fused_nodes(), parity=compared, worst_case=worst,
         clean=_accuracy(score.clean), robust=_accuracy(score.robust), attacks=evidence.accuracy,
