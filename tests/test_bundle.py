@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from robust_export import files
 from robust_export.bundle import MANIFEST, SCHEMA, Bundle, locate
 from robust_export.config import Recipe, Threat, to_toml
 from robust_export.errors import BundleError, RobustExportError
@@ -92,29 +93,26 @@ def test_a_file_that_is_not_listed(folder: Path) -> None:
     assert bundle.files("engine") == []
 
 
-# --- add ---
+# --- write ---
 
 
-def test_add_lists_a_new_file(folder: Path) -> None:
+def test_write_lists_a_new_file(folder: Path) -> None:
     bundle = Bundle.open(folder)
-    (folder / "model.fp16.onnx").write_bytes(b"half")
-    assert bundle.add("model.fp16.onnx", "onnx", precision="fp16") == folder / "model.fp16.onnx"
+    written = bundle.write({"model.fp16.onnx": b"half"}, "onnx", precision="fp16")
+    assert written == [folder / "model.fp16.onnx"]
+    assert written[0].read_bytes() == b"half"
     for again in (bundle, Bundle.open(folder)):
         assert again.files("onnx") == ["model.onnx", "model.fp16.onnx"]
         assert again.manifest["files"]["model.fp16.onnx"]["precision"] == "fp16"
 
 
-def test_add_updates_the_digest(folder: Path) -> None:
-    bundle = Bundle.open(folder)
-    (folder / "model.onnx").write_bytes(b"another graph")
-    with pytest.raises(BundleError, match=r"model\.onnx was altered"):
-        Bundle.open(folder)
-    bundle.add("model.onnx", "onnx")
+def test_write_replaces_a_file_and_its_digest(folder: Path) -> None:
+    Bundle.open(folder).write({"model.onnx": b"another graph"}, "onnx")
     entry = Bundle.open(folder).manifest["files"]["model.onnx"]
     assert entry == {"sha256": sha256(folder / "model.onnx"), "bytes": 13, "kind": "onnx"}
 
 
-def test_add_leaves_the_old_manifest_if_it_cannot_be_written(
+def test_write_leaves_everything_as_it_was_if_the_manifest_cannot_be_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (folder / MANIFEST).read_bytes()
@@ -124,7 +122,7 @@ def test_add_leaves_the_old_manifest_if_it_cannot_be_written(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RobustExportError, match=MANIFEST):
-        Bundle.open(folder).add("model.onnx", "other")
+        Bundle.open(folder).write({"model.onnx": b"another"}, "other")
     assert (folder / MANIFEST).read_bytes() == before
 
 
@@ -204,7 +202,7 @@ def add_entry(folder: Path, file: str, entry: object) -> None:
     """Write an entry into the manifest as `Bundle` would, so that its own digest agrees."""
     bundle = Bundle.open(folder)
     bundle.manifest["files"][file] = entry
-    bundle.add("model.onnx", "onnx")
+    bundle.write({"model.onnx": b"graph"}, "onnx")
 
 
 @pytest.mark.parametrize("file", ["../x", "checkpoints/../../x", "/x"])
@@ -224,7 +222,22 @@ def test_an_entry_of_other_types_is_refused(folder: Path, change: dict[str, obje
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("entry", [None, "0" * 64, [], {}, {"sha256": "0" * 64, "bytes": 700}], ids=repr)
+WHOLE = {"sha256": "0" * 64, "bytes": 700, "kind": "weights"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        "0" * 64,
+        [],
+        {},
+        {"sha256": "0" * 64, "bytes": 700},
+        {**WHOLE, "next": "0"},
+        {**WHOLE, "next": {}},
+    ],
+    ids=repr,
+)
 def test_an_incomplete_entry_is_refused(folder: Path, entry: object) -> None:
     add_entry(folder, "weights.safetensors", entry)
     with pytest.raises(BundleError, match=rf"{MANIFEST} is damaged.*weights\.safetensors"):
@@ -292,3 +305,80 @@ def test_facts_of_the_making() -> None:
     assert made.utcoffset() == timedelta(0)
     assert datetime.now(UTC) - made < timedelta(hours=1)
     assert "." not in now()
+
+
+# --- writing into a bundle, killed at any moment ---
+
+
+class Killed(BaseException):
+    """What nothing catches, as kill -9."""
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_a_bundle_that_is_killed_while_it_is_written_into_stays_whole(
+    folder: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every replacement of a file, before and after it."""
+    replace, done = os.replace, 0
+
+    def killed(*paths: Any) -> None:
+        nonlocal done
+        if done == moment:
+            raise Killed
+        replace(*paths)
+        done += 1
+        if done == moment:
+            raise Killed
+
+    bundle = Bundle.open(folder)
+    monkeypatch.setattr(os, "replace", killed)
+    try:
+        bundle.write({"model.onnx": b"another", "empty.json": "{}", "new.json": "[]"}, "onnx", opset=22)
+    except Killed:
+        finished = False
+    else:
+        finished = True
+    monkeypatch.setattr(os, "replace", replace)
+    assert finished == (moment > 5)  # the manifest, three files, the manifest
+    opened = Bundle.open(folder)
+    for name, old in (("model.onnx", b"graph" * 100), ("empty.json", b"")):
+        new = {"model.onnx": b"another", "empty.json": b"{}"}[name]
+        content = opened.file(name).read_bytes()
+        assert content in (old, new)
+        assert ("opset" in opened.manifest["files"][name]) == (content == new)
+    opened.write({"later.json": "{}"}, "report")  # and goes on from there
+    assert Bundle.open(folder).files("report")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_listed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robust_export import bundle as room
+
+    def full(path: Path, content: bytes) -> Path:
+        if path.name == "model.onnx":
+            raise RobustExportError("disk full")
+        return write(path, content)
+
+    write = files.write_atomically
+    monkeypatch.setattr(room, "write_atomically", full)
+    with pytest.raises(RobustExportError, match="disk full"):
+        Bundle.open(folder).write({"model.onnx": b"another"}, "onnx")
+    opened = Bundle.open(folder)
+    assert opened.file("model.onnx").read_bytes() == b"graph" * 100
+
+
+def test_a_third_content_is_still_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file is replaced, the old and the new one are taken, and no other."""
+    from robust_export import bundle as room
+
+    def stop(path: Path, content: bytes) -> Path:
+        raise Killed
+
+    monkeypatch.setattr(room, "write_atomically", stop)
+    with pytest.raises(Killed):
+        Bundle.open(folder).write({"model.onnx": b"another"}, "onnx")
+    Bundle.open(folder)
+    (folder / "model.onnx").write_bytes(b"altered")
+    with pytest.raises(BundleError, match="altered"):
+        Bundle.open(folder)

@@ -14,11 +14,12 @@ from typing import Any
 
 from robust_export.config import Recipe, Threat, build, load_recipe, parse
 from robust_export.errors import BundleError
-from robust_export.files import sha256, write_json
+from robust_export.files import sha256, to_json, write_atomically
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 HOME = Path("exported")
+NEXT = "next"  # in a file's entry: that of the file which is about to take its place
 
 REQUIRED: dict[str, type] = {
     "schema": int, "name": str, "created": str, "model": str, "labels": list, "input": dict,
@@ -92,11 +93,23 @@ class Bundle:
         """Return the names of the files of a kind: "weights", "onnx", ..."""
         return [name for name, entry in self.manifest["files"].items() if entry["kind"] == kind]
 
-    def add(self, name: str, kind: str, **facts: Any) -> Path:
-        """List a file that was written into the bundle, with its digest."""
-        self.manifest["files"][name] = _entry(self.path / name, kind, **facts)
+    def write(self, contents: Mapping[str, bytes | str], kind: str, **facts: Any) -> list[Path]:
+        """Write files into the bundle, or replace them, and list them.
+
+        The manifest first says which digests are coming: whenever this is killed, each file is the old or the
+        new one, whole, and readers know both.
+        """
+        data = {name: c.encode() if isinstance(c, str) else c for name, c in contents.items()}
+        coming = {name: _described(content, kind, **facts) for name, content in data.items()}
+        entries = self.manifest["files"]
+        for name in entries.keys() & coming.keys():
+            entries[name] = {**entries[name], NEXT: coming[name]}
         self._write()
-        return self.path / name
+        for name, content in data.items():
+            write_atomically(self.path / name, content)
+        entries.update(coming)
+        self._write()
+        return [self.path / name for name in contents]
 
     def check(self, name: str) -> None:
         """Raise BundleError unless the file is there and as it was when it was listed."""
@@ -106,16 +119,20 @@ class Bundle:
                 f"bundle {self.path} lacks {name}, which its manifest lists: restore it, or make "
                 "the bundle again"
             )
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-            raise BundleError(
-                f"{path} was altered: its SHA-256 is {sha256(path)[:16]}..., the manifest says "
-                f"{entry['sha256'][:16]}... Restore the file, or make the bundle again."
-            )
+        size, digest = path.stat().st_size, sha256(path)
+        for known in (entry, entry.get(NEXT, {})):
+            if (known.get("bytes"), known.get("sha256")) == (size, digest):
+                self.manifest["files"][name] = {key: value for key, value in known.items() if key != NEXT}
+                return
+        raise BundleError(
+            f"{path} was altered: its SHA-256 is {digest[:16]}..., the manifest says "
+            f"{entry['sha256'][:16]}... Restore the file, or make the bundle again."
+        )
 
     def _write(self) -> None:
         """Write the manifest, with the digest of itself that guards it as it guards the files."""
         self.manifest["sha256"] = _own_digest(self.manifest)
-        write_json(self.path / MANIFEST, self.manifest)
+        write_atomically(self.path / MANIFEST, to_json(self.manifest))
 
 
 def locate(name_or_path: str | Path) -> Path:
@@ -124,8 +141,17 @@ def locate(name_or_path: str | Path) -> Path:
     return path if path.is_dir() or len(path.parts) > 1 else HOME / path
 
 
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in ENTRY.items())
+
+
 def _entry(path: Path, kind: str, **facts: Any) -> dict[str, Any]:
     return {"sha256": sha256(path), "bytes": path.stat().st_size, "kind": kind, **facts}
+
+
+def _described(content: bytes, kind: str, **facts: Any) -> dict[str, Any]:
+    digest = hashlib.sha256(content).hexdigest()
+    return {"sha256": digest, "bytes": len(content), "kind": kind, **facts}
 
 
 def _own_digest(manifest: Mapping[str, Any]) -> str:
@@ -164,9 +190,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("sha256") != _own_digest(manifest):
         raise BundleError(f"{file} was altered: it differs from its own digest. Restore it, or train again.")
     for name, entry in manifest["files"].items():
-        if not isinstance(entry, dict) or any(
-            not isinstance(entry.get(key), kind) for key, kind in ENTRY.items()
-        ):
+        if not _is_entry(entry) or not _is_entry(entry.get(NEXT, entry)):
             raise BundleError(f"{file} is damaged: the entry of {name} is incomplete")
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{file} is damaged: {name} lies outside the bundle")

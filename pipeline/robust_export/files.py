@@ -48,7 +48,12 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
 
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically; NaN and infinities are refused."""
-    return write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    return write_atomically(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return `value` as indented JSON; NaN and infinities are refused."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def sha256(path: str | Path) -> str:

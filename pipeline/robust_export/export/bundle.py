@@ -12,7 +12,6 @@ from robust_export.export.half import HALVES
 from robust_export.export.onnx import DEFAULT_OPSET, METADATA_PREFIX, OPSETS, check_file, to_onnx
 from robust_export.export.precision import lower
 from robust_export.export.quantise import quantise
-from robust_export.files import write_atomically
 from robust_export.models import load
 
 FILES = {
@@ -57,9 +56,8 @@ def export_bundle(
         model = quantise(model, pixels)
     model.metadata_props.add(key=f"{METADATA_PREFIX}precision", value=json.dumps(precision))
     check_file(model, opset)
-    name = FILES[precision]
-    write_atomically(bundle.path / name, model.SerializeToString(deterministic=True))
-    return bundle.add(name, "onnx", **entry)
+    (path,) = bundle.write({FILES[precision]: model.SerializeToString(deterministic=True)}, "onnx", **entry)
+    return path
 
 
 def _opset(asked: int | None, precision: str) -> int:

@@ -19,7 +19,7 @@ from robust_export.config import Threat, Verify
 from robust_export.data import Images, load_dataset
 from robust_export.device import find_device
 from robust_export.errors import InvalidValue
-from robust_export.files import write_atomically, write_json
+from robust_export.files import to_json
 from robust_export.models import load
 from robust_export.native import ort_library, why_no_library
 from robust_export.provenance import machine, now, versions
@@ -115,10 +115,7 @@ def verify(
     with _timed(seconds, "compare"):
         report = _report(opened, trial, examples, attacked, evidence, images, seconds, not_run)
     if write and units.rank == 0:
-        write_json(opened.path / REPORT, report.to_dict())
-        write_atomically(opened.path / PAGE, render(report))
-        opened.add(REPORT, "report")
-        opened.add(PAGE, "report")
+        opened.write({REPORT: to_json(report.to_dict()), PAGE: render(report)}, "report")
         units.finish()
     return report
 
