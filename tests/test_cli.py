@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ def test_train_onnx_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reci
     report = one_object(result)
     assert report["threat"]["eps"] == pytest.approx(8 / 255)
     assert report["artifacts"][0]["verdict"] == "pass"
+    assert report["command"] == (
+        "robust-export verify --model resnet10t_sparta --eps 8/255 --attacks apgd-ce --json"
+    )
     assert report == json.loads(Path("exported/resnet10t_sparta/verify.json").read_text())
 
 
@@ -64,6 +68,33 @@ def test_an_undecided_gate_exits_with_3(bundle: Bundle) -> None:
     assert result.exit_code == 3
     assert "UNDECIDED model.onnx" in result.stderr
     assert "UNDECIDED" in result.stdout
+
+
+def test_a_rank_that_was_left_over_hides_no_verdict(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    result = run("verify", "--model", bundle.path, "--samples", "40", "--device", "cpu")
+    assert result.exit_code == 3
+    assert "UNDECIDED" in result.stdout
+
+
+def test_the_command_that_repeats_it_can_be_typed_again(bundle: Bundle, tmp_path: Path) -> None:
+    odd = tmp_path / "a file's copy.onnx"
+    odd.write_bytes(bundle.file("model.onnx").read_bytes())
+    given = [
+        "verify", "--model", str(bundle.path), "--artifact", "model.onnx", "--artifact", str(odd),
+        "--samples", "40", "--max-gap", "0.01", "--runtime", "onnxruntime",
+    ]  # fmt: skip
+    run(*given)
+    command = json.loads((bundle.path / "verify.json").read_text())["command"]
+    words = shlex.split(command)
+    assert words[0] == "robust-export"
+    assert sorted(words[1:]) == sorted(given)
+    first = json.loads((bundle.path / "verify.json").read_text())
+    run(*words[1:])
+    again = json.loads((bundle.path / "verify.json").read_text())
+    assert again["command"] == command
+    assert again["source"] == first["source"]
 
 
 def test_the_tables_are_for_people(bundle: Bundle) -> None:

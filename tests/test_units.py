@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robust_export.errors import InvalidValue
-from robust_export.units import Arrays, Units, to_array, to_lines
+from robust_export.units import Arrays, Units, launched, to_array, to_lines
 
 
 def squares(done: list[int]) -> object:
@@ -89,9 +89,25 @@ def test_an_empty_result_and_no_units(tmp_path: Path) -> None:
     assert Units(tmp_path).run("none", lambda i: {}, 0) == []
 
 
-def test_half_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.mark.parametrize(("rank", "world"), [("", "2"), ("2", "2"), ("-1", "2"), ("x", "2"), ("0", "many")])
+def test_half_a_launcher(monkeypatch: pytest.MonkeyPatch, rank: str, world: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("RANK", rank)
     with pytest.raises(InvalidValue, match="torchrun"):
         Units()
+
+
+def test_nobody_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InvalidValue, match="cannot find each other"):
+        Units()
+
+
+@pytest.mark.parametrize("world", ["", "1"])
+def test_a_rank_that_was_left_over_says_nothing(monkeypatch: pytest.MonkeyPatch, world: str) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert launched() == (0, 1)

@@ -76,7 +76,7 @@ def run_demo(
     clock.start("export", "2/4 export to ONNX with ai.sparta::Sparta nodes")
     export_bundle(Bundle.open(folder))
     clock.start("verify", "3/4 verification of model.onnx: AutoAttack and parity on the whole test split")
-    report = verify(Bundle.open(folder), device="cpu", say=say)
+    report = verify(Bundle.open(folder), device="cpu", command="robust-export demo", say=say)
     clock.start("standard", "4/4 the same network without attacks, for comparison")
     clean, robust = _standard(recipe, twin, on_epoch)
     clock.stop()

@@ -22,6 +22,11 @@ import safetensors.numpy
 from robust_export.errors import InvalidValue
 from robust_export.files import write_atomically
 
+HOW = (
+    "expected what `torchrun --nproc-per-node N -m robust_export verify ...` sets: start it so, or unset "
+    "WORLD_SIZE"
+)
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 """What a unit results in: arrays by name."""
 
@@ -96,27 +101,38 @@ def _digest(count: int, *given: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _place() -> tuple[int, int]:
-    """Return (rank, world), and join the other processes where a launcher started several.
+def launched() -> tuple[int, int]:
+    """Return (rank, world) as a launcher's environment says them; (0, 1) where nothing started several.
+
+    A RANK that was left over, without a WORLD_SIZE of 2 or more, says nothing.
 
     Raises:
-        InvalidValue: if the launcher's environment is not whole.
+        InvalidValue: if they are no numbers, or no place among the processes.
     """
     given = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
     if given["WORLD_SIZE"] in ("", "1"):
         return 0, 1
-    import torch.distributed as dist
+    try:
+        rank, world = int(given["RANK"]), int(given["WORLD_SIZE"])
+    except ValueError:
+        rank, world = -1, 0
+    if not 0 <= rank < world:
+        raise InvalidValue(f"RANK is {given['RANK']!r} and WORLD_SIZE {given['WORLD_SIZE']!r}; {HOW}")
+    return rank, world
 
-    if not dist.is_initialized():
-        try:
-            dist.init_process_group("gloo")
-        except (ValueError, RuntimeError) as error:
-            raise InvalidValue(
-                f"WORLD_SIZE is {given['WORLD_SIZE']} and RANK {given['RANK'] or 'not set'}, but the "
-                f"processes cannot find each other: {error}\nStart them with `torchrun --nproc-per-node N "
-                "-m robust_export verify ...`, or unset WORLD_SIZE."
-            ) from None
-    return dist.get_rank(), dist.get_world_size()
+
+def _place() -> tuple[int, int]:
+    """Return (rank, world), and join the other processes where a launcher started several."""
+    rank, world = launched()
+    if world > 1:
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            try:
+                dist.init_process_group("gloo")
+            except (ValueError, RuntimeError) as error:
+                raise InvalidValue(f"the {world} processes cannot find each other: {error}\n{HOW}") from None
+    return rank, world
 
 
 def _gather(mine: dict[int, Arrays]) -> list[dict[int, Arrays]]:

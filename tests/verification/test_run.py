@@ -68,6 +68,33 @@ def test_it_is_repeatable(trained: Path, report: Report) -> None:
     assert again.source == report.source
 
 
+def test_the_command_of_a_call_is_the_call(bundle: Bundle) -> None:
+    import robust_export
+    from robust_export.config import Threat, Verify
+
+    report = verify(bundle, ["model.onnx"], settings=FAST, device="cpu", write=False)
+    names = {"robust_export": robust_export, "Threat": Threat, "Verify": Verify}
+    again = eval(report.command, names)
+    assert again.command == report.command
+    assert again.source == report.source
+
+
+def test_a_file_that_is_named_twice_is_judged_once(trained: Path) -> None:
+    again = verify(trained, ["model.onnx", "model.onnx"], settings=FAST, device="cpu", write=False)
+    assert len(again.artifacts) == 1
+
+
+def test_a_ball_that_holds_every_image_is_attacked_once(trained: Path) -> None:
+    wide = verify(
+        trained, settings=replace(FAST, samples=20), threat=Threat("Linf", 0.5), device="cpu", write=False
+    )
+    assert [point.eps for point in wide.source.curve] == [0, 0.125, 0.25, 0.375, 0.5, 0.75, 1]
+    none = verify(
+        trained, settings=replace(FAST, samples=20), threat=Threat("Linf", 0), device="cpu", write=False
+    )
+    assert [point.eps for point in none.source.curve] == [0]
+
+
 def test_a_larger_ball_leaves_fewer_images_standing(trained: Path, report: Report) -> None:
     wider = verify(trained, settings=FAST, threat=Threat("Linf", 0.4), device="cpu", write=False)
     assert wider.threat.eps == 0.4

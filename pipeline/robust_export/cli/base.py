@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,22 @@ def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --model, which names a bundle, to a command."""
     text = "A bundle under exported/, or the path of one."
     return click.option("--model", required=True, metavar="NAME|PATH", help=text)(command)
+
+
+def typed() -> str:
+    """Return the running command with the options that were given to it, as one may type it again."""
+    context = click.get_current_context()
+    words = ["robust-export", str(context.info_name)]
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params[str(parameter.name)]
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            words.append(parameter.opts[0])
+            continue
+        for one in value if parameter.multiple else (value,):
+            words += [parameter.opts[0], str(one)]
+    return shlex.join(words)
 
 
 @contextmanager

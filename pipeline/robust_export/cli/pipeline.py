@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from robust_export.cli.base import cli, interruptible, json_option, model_option
+from robust_export.cli.base import cli, interruptible, json_option, model_option, typed
 from robust_export.console import Console
 from robust_export.errors import InvalidValue
 from robust_export.runtimes import RUNTIMES
@@ -106,7 +105,7 @@ def onnx(
     from robust_export.errors import ArtifactError
     from robust_export.export.bundle import export_bundle
     from robust_export.export.calibration import Calibration
-    from robust_export.runtimes.graph import read_model, sparta_count
+    from robust_export.runtimes.graph import read_model, sparta_nodes
     from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
     console = Console(as_json)
@@ -114,7 +113,7 @@ def onnx(
     chosen = _given({"images": calibration, "samples": calibration_samples, "data_dir": data_dir})
     console.say(f"exporting {bundle.name} in {precision}")
     path = export_bundle(bundle, opset, precision, Calibration(**chosen) if chosen else None)
-    nodes, fused, line = sparta_count(read_model(path)), 0, ""
+    nodes, fused, line = len(sparta_nodes(read_model(path))), 0, ""
     try:
         file = OnnxRuntimeClassifier(path)
         fused = file.fused_nodes()
@@ -173,8 +172,9 @@ def verify(
 
     from robust_export.bundle import Bundle
     from robust_export.config import Threat, Verify, build
+    from robust_export.units import launched
 
-    console = Console(as_json, quiet=os.environ.get("RANK", "0") != "0")
+    console = Console(as_json, quiet=launched()[0] != 0)
     bundle = Bundle.open(model)
     if attacks is not None:
         changes["attacks"] = tuple(name.strip() for name in attacks.split(","))
@@ -186,7 +186,7 @@ def verify(
 
         report = run(
             bundle, artifact, runtime=runtime, settings=settings, threat=threat, device=device,
-            data_dir=data_dir, say=console.say,
+            data_dir=data_dir, command=typed(), say=console.say,
         )  # fmt: skip
     console.show(report.to_dict(), *tables(report))
     for item in report.artifacts:

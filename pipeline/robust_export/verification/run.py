@@ -30,22 +30,22 @@ from robust_export.units import Units
 from robust_export.verification import guards
 from robust_export.verification.artifacts import AUTO, Subject, find, subjects
 from robust_export.verification.attack import (
-    RADII,
     ArtifactEvidence,
     SourceEvidence,
     Trial,
     attack_artifact,
     attack_source,
+    radii,
 )
 from robust_export.verification.drift import drift
 from robust_export.verification.examples import Examples, Score
 from robust_export.verification.gates import NAMES, Correct, Gates, judge, measure_drop, stated
 from robust_export.verification.page import render
-from robust_export.verification.parity import logit_scale, parity
+from robust_export.verification.parity import logit_scale, margins, parity
 from robust_export.verification.pictures import pictures
 from robust_export.verification.report import Accuracy, ArtifactReport, CurvePoint, Report, SourceReport
 from robust_export.verification.statistics import wilson
-from robust_export.verification.worst_case import margins, worst_case
+from robust_export.verification.worst_case import worst_case
 
 REPORT, PAGE = "verify.json", "report.html"
 BATCHES = (1, 32)  # of which the latency is measured
@@ -64,6 +64,7 @@ def verify(
     device: str = "auto",
     data_dir: str | Path | None = None,
     write: bool = True,
+    command: str | None = None,
     say: Say = lambda line: None,
 ) -> Report:
     """Attack the bundle's network and its artifacts, and judge the artifacts on everything that was found.
@@ -78,6 +79,7 @@ def verify(
         settings: budgets and gates; the recipe's by default.
         threat: the attacks' budget; the one that the network was trained for by default.
         write: keep the report as the bundle's verify.json and report.html.
+        command: what a reader of the report may run to repeat it; this very call by default.
 
     Raises:
         BundleError: if the bundle is damaged, or has no artifact yet.
@@ -86,6 +88,11 @@ def verify(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     recipe = opened.recipe()
     settings, threat = settings or recipe.verify, threat or opened.threat
+    command = command or (
+        f"robust_export.verify({str(opened.path)!r}, {[str(a) for a in artifacts]!r}, runtime={runtime!r}, "
+        f"settings={settings!r}, threat={threat!r}, device={device!r}, "
+        f"data_dir={data_dir and str(data_dir)!r})"
+    )
     seconds: dict[str, float] = {}
     found = find(opened, artifacts)
     network = load(opened).requires_grad_(False)
@@ -103,9 +110,10 @@ def verify(
     units = Units(_folder(opened, settings, threat, images, source) if write else None)
     trial = Trial(source, pixels, labels, threat, settings, units, say)
 
-    examples = Examples(pixels.numpy(), labels.numpy(), threat)
+    examples = Examples(pixels.numpy(), labels.numpy(), threat, settings.seed)
+    scored = Score(source, examples)
     with _timed(seconds, "attack the source"):
-        attacked = attack_source(trial, examples)
+        attacked = attack_source(trial, examples, scored)
     evidence = []
     for subject in judged:
         with _timed(seconds, f"attack {subject.title}"):
@@ -113,7 +121,9 @@ def verify(
     if units.kept:
         say(f"{units.kept} parts of the attacks were there already, from a verification that was interrupted")
     with _timed(seconds, "compare"):
-        report = _report(opened, trial, examples, attacked, evidence, images, seconds, not_run)
+        report = _report(
+            opened, trial, scored.update(), attacked, evidence, images, seconds, not_run, command
+        )
     if write and units.rank == 0:
         opened.write({REPORT: to_json(report.to_dict()), PAGE: render(report)}, "report")
         units.finish()
@@ -121,16 +131,15 @@ def verify(
 
 
 def _report(
-    bundle: Bundle, trial: Trial, examples: Examples, attacked: SourceEvidence,
+    bundle: Bundle, trial: Trial, source: Score, attacked: SourceEvidence,
     evidence: Sequence[ArtifactEvidence], images: Images, seconds: dict[str, float],
-    not_run: dict[str, str],
+    not_run: dict[str, str], command: str,
 ) -> Report:  # fmt: skip
     """Score everybody on all examples, compare, and judge."""
     settings, threat = trial.settings, trial.threat
-    source = Score(trial.source, examples)
-    noise = np.random.default_rng(settings.seed).random(examples.clean.shape, np.float32)
+    examples = source.examples
     latency = _latency([item.subject for item in evidence], examples.clean)
-    reports = [_judge(bundle, trial, examples, source, item, noise, latency) for item in evidence]
+    reports = [_judge(bundle, trial, source, item, latency) for item in evidence]
     scale, margin = _units_of(source)
     found = attacked.attacked
     budgets = {k: v for k, v in asdict(settings).items() if k not in (*NAMES, "samples")}
@@ -159,30 +168,27 @@ def _report(
             "data": {"name": images.name, "split": "test", "sha256": images.digest},
             "weights_sha256": bundle.manifest["files"]["weights.safetensors"]["sha256"],
         },
-        command=_command(bundle, evidence, settings, threat),
+        command=command,
         seconds=seconds,
         not_run=not_run,
-        pictures=pictures(examples, found.broken_by, source, evidence, reports, noise),
+        pictures=pictures(found.broken_by, source, evidence, reports),
     )  # fmt: skip
 
 
 def _judge(
-    bundle: Bundle, trial: Trial, examples: Examples, source: Score, evidence: ArtifactEvidence,
-    noise: Pixels, latency: dict[str, dict[str, float]],
+    bundle: Bundle, trial: Trial, source: Score, evidence: ArtifactEvidence,
+    latency: dict[str, dict[str, float]],
 ) -> ArtifactReport:  # fmt: skip
     subject, score, settings = evidence.subject, evidence.score.update(), trial.settings
     classifier = subject.classifier
     gates = Gates.of(settings, classifier.precision, *_units_of(source))
-    noisy = classifier(noise)
-    compared = {
-        "clean": parity(source.logits["clean"], score.logits["clean"]),
-        "adversarial": parity(source.adversarial(), score.adversarial()),
-        "noise": parity(trial.source(noise), noisy),
-    }
+    ours = source.compared()
+    compared = {kind: parity(ours[kind], theirs) for kind, theirs in score.compared().items()}
     worst = worst_case(evidence.seen, evidence.random, source.logits["clean"])
+    examples = source.examples
     few = examples.clean[:CHECKED]
     checks = [
-        guards.finite([*score.logits.values(), noisy]),
+        guards.finite(list(score.logits.values())),
         *guards.repeatable(classifier, few, gates),
         guards.extremes(trial.source, classifier, few, gates),
         guards.labels_in_order(source.logits["clean"], score.logits["clean"], bundle.labels),
@@ -213,8 +219,7 @@ def _units_of(source: Score) -> tuple[float, float]:
 
 
 def _curve(score: Score, threat: Threat) -> list[CurvePoint]:
-    radii = sorted({0.0, threat.eps, *(radius * threat.eps for radius in RADII)})
-    return [CurvePoint(eps, float(score.stands(eps).mean())) for eps in radii]
+    return [CurvePoint(eps, float(score.stands(eps).mean())) for eps in radii(threat)]
 
 
 def _latency(judged: Sequence[Subject], images: Pixels) -> dict[str, dict[str, float]]:
@@ -246,17 +251,6 @@ def _folder(
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
     return bundle.path / "checkpoints" / f"verify-{key[:16]}"
-
-
-def _command(bundle: Bundle, evidence: Sequence[ArtifactEvidence], settings: Verify, threat: Threat) -> str:
-    """Return the command that verifies the same again."""
-    names = dict.fromkeys(item.subject.name for item in evidence)
-    artifacts = "".join(f" --artifact {name}" for name in names)
-    attacks = ",".join(settings.attacks)
-    return (
-        f"robust-export verify --model {bundle.path}{artifacts} --norm {threat.norm} --eps {threat.eps:.10g} "
-        f"--attacks {attacks} --samples {settings.samples} --seed {settings.seed}"
-    )
 
 
 @contextmanager
