@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any
 from robust_export.errors import unknown
 
 if TYPE_CHECKING:
-    from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
-    from robust_export.runtimes.openvino import OpenVinoClassifier
-    from robust_export.runtimes.reference import ReferenceClassifier
+    from robust_export.classifier import Artifact
     from robust_export.runtimes.remote import RemoteClassifier
-
-    ArtifactClassifier = OnnxRuntimeClassifier | OpenVinoClassifier | ReferenceClassifier
 
 RUNTIMES = ("onnxruntime", "openvino", "reference")
 
 
-def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -> ArtifactClassifier:
+def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -> Artifact:
     """Return an ONNX file as a classifier of the runtime named; `settings` are its own.
 
     Raises:

@@ -42,9 +42,9 @@ def read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def sparta_count(model: onnx.ModelProto) -> int:
-    """Return how many Sparta nodes a model has."""
-    return sum(node.domain == DOMAIN and node.op_type == OPERATOR for node in model.graph.node)
+def sparta_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return a model's Sparta nodes, in graph order."""
+    return [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
 
 
 def with_activations(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -52,8 +52,7 @@ def with_activations(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]
 
     Activations are the Sparta nodes, or the ReLUs of a model without.
     """
-    nodes = [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == OPERATOR]
-    nodes = nodes or [n for n in model.graph.node if n.op_type == "Relu"]
+    nodes = sparta_nodes(model) or [n for n in model.graph.node if n.op_type == "Relu"]
     names = [node.output[0] for node in nodes]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return model, names

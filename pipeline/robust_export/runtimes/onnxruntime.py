@@ -22,7 +22,7 @@ from robust_export.runtimes.graph import (
     precision_of,
     ran_in,
     read_model,
-    sparta_count,
+    sparta_nodes,
     with_activations,
 )
 
@@ -61,7 +61,7 @@ class OnnxRuntimeClassifier:
         model = read_model(self.path)
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.precision = precision_of(model)
-        self.sparta_nodes = sparta_count(model)
+        self.sparta_nodes = len(sparta_nodes(model))
         self.kernel_file = ort_library() if kernel and self.sparta_nodes else None
         self._misfit = _without_kernel(model)
         if self._misfit:

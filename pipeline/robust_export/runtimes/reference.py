@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, reason
-from robust_export.runtimes.graph import Planes, precision_of, read_model, sparta_count, with_activations
+from robust_export.runtimes.graph import Planes, precision_of, read_model, sparta_nodes, with_activations
 from robust_export.runtimes.reference_ops import OPERATORS
 
 
@@ -41,7 +41,7 @@ class ReferenceClassifier:
         labels = metadata.get("robust_export.labels")
         self.labels: list[str] | None = None if labels is None else list(json.loads(labels))
         self.precision = precision_of(model)
-        self.sparta_nodes = sparta_count(model)
+        self.sparta_nodes = len(sparta_nodes(model))
         self._input, self.plane, self.classes = _signature(model, self.path)
         try:
             self._evaluator = ReferenceEvaluator(model, new_ops=OPERATORS)

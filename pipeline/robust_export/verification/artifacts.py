@@ -15,11 +15,10 @@ from robust_export.errors import ArtifactError, BundleError, reason
 from robust_export.files import sha256
 from robust_export.native import ort_library
 from robust_export.runtimes import is_url, open_file, open_url
-from robust_export.runtimes.graph import precision_of, read_model
+from robust_export.runtimes.graph import HALVES, precision_of, read_model
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
 AUTO = "auto"
-HALF = ("fp16", "bf16")
 SLOW = {"iterations": 10, "queries": 50, "ascent": 5}  # budgets on the reference evaluator, at most
 KIND = "onnx"
 
@@ -101,7 +100,7 @@ def find(bundle: Bundle, given: Sequence[str | Path]) -> list[str | Path]:
                 f"there is no artifact {path}; give a file, or http://host:port/v2/models/NAME"
             )
         found.append(path)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def subjects(
@@ -158,7 +157,7 @@ def _run(bundle: Bundle, file: Path, runtime: str, settings: Verify) -> list[Sub
     try:
         stock = OnnxRuntimeClassifier(file, kernel=False, spin=False)  # PyTorch computes in turns with it
     except ArtifactError as error:
-        if runtime != AUTO or precision_of(read_model(file)) not in HALF:
+        if runtime != AUTO or precision_of(read_model(file)) not in HALVES.values():
             raise
         if slow := _reference(subject, file, reason(error)):
             return [slow]
@@ -180,7 +179,7 @@ def _reference(subject: Callable[..., Subject], file: Path, why: str) -> Subject
         classifier = open_file(file, "reference")
     except ArtifactError:
         return None
-    if classifier.precision not in HALF:
+    if classifier.precision not in HALVES.values():
         return None
     return _slowly(subject(classifier, [f"{why}: the ONNX reference evaluator judges"]))
 

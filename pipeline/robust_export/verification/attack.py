@@ -89,8 +89,12 @@ class ArtifactEvidence:
     random: Points
 
 
-def attack_source(trial: Trial, examples: Examples) -> SourceEvidence:
-    """Run AutoAttack, and PGD at several radii; add what they found to the examples."""
+def attack_source(trial: Trial, examples: Examples, scored: Score) -> SourceEvidence:
+    """Run AutoAttack, and PGD at several radii; add what they found to the examples.
+
+    Args:
+        scored: the source on these examples.
+    """
     source, threat = trial.source, trial.threat
     attacked = autoattack(
         source.module, trial.pixels.to(source.device), trial.labels.to(source.device), threat, trial.settings,
@@ -99,16 +103,21 @@ def attack_source(trial: Trial, examples: Examples) -> SourceEvidence:
     broken = np.array([name not in ("", "clean") for name in attacked.broken_by])
     examples.add("autoattack", np.flatnonzero(broken), attacked.adversarial.cpu().numpy()[broken])
     everyone = np.arange(len(examples.labels))
-    descended = trial.pgd("1", threat)
-    examples.add("pgd", everyone, descended)
-    trial.say(f"pgd: attacking {len(everyone)} images at {len(RADII)} other radii")
-    for radius in RADII:
-        at = Threat(threat.norm, min(radius * threat.eps, WHOLE[threat.norm]))
-        examples.add(f"pgd.{radius:g}", everyone, trial.pgd(f"{radius:g}", at, CURVE_STEPS))
+    examples.add("pgd", everyone, trial.pgd("threat", threat))
+    others = [eps for eps in radii(threat) if eps not in (0, threat.eps)]
+    trial.say(f"pgd: attacking {len(everyone)} images at {len(others)} other radii")
+    for eps in others:
+        found = trial.pgd(f"{eps:g}", Threat(threat.norm, eps), CURVE_STEPS)
+        examples.add(f"pgd.{eps:g}", everyone, found)
     one_step = trial.pgd("one-step", threat, 1, random_start=False)
     everything = trial.pgd("everything", Threat(threat.norm, WHOLE[threat.norm]), CURVE_STEPS)
-    accuracies = [_accuracy(trial, examples, found) for found in (one_step, descended, everything)]
-    return SourceEvidence(attacked, *accuracies)
+    answers = (source(one_step), scored.update().logits["pgd"], source(everything))
+    return SourceEvidence(attacked, *(float(right(logits, examples.labels).mean()) for logits in answers))
+
+
+def radii(threat: Threat) -> list[float]:
+    """Return the radii of the curve, from 0 on; none is larger than what holds every image."""
+    return sorted({0.0, threat.eps, *(min(r * threat.eps, WHOLE[threat.norm]) for r in RADII)})
 
 
 def attack_artifact(trial: Trial, examples: Examples, subject: Subject) -> ArtifactEvidence:
@@ -141,10 +150,6 @@ def _add(examples: Examples, name: str, results: Sequence[Arrays]) -> None:
     if results:
         rows, pixels = (np.concatenate([result[key] for result in results]) for key in ("rows", "pixels"))
         examples.add(name, rows, pixels)
-
-
-def _accuracy(trial: Trial, examples: Examples, pixels: Pixels) -> float:
-    return float(right(trial.source(pixels), examples.labels).mean())
 
 
 def _impossible(name: str, trial: Trial) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_export.classifier import Artifact, Pixels
+from robust_export.runtimes.graph import Planes
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.sparta import Sparta, sparta_modules
+from robust_export.verification.parity import HUGE
 from robust_export.verification.report import SiteDrift
-from robust_export.verification.worst_case import HUGE
-
-Planes = Sequence[npt.NDArray[np.float32]]  # [N, C, H, W] each, in the order in which they are computed
 
 
 def drift(source: PyTorchClassifier, artifact: Artifact, pixels: Pixels) -> list[SiteDrift]:
@@ -30,17 +28,17 @@ def drift(source: PyTorchClassifier, artifact: Artifact, pixels: Pixels) -> list
     if show is None:
         return []
     names, ours = source_activations(source.module, torch.from_numpy(pixels).to(source.device))
-    theirs: Planes = show(pixels)
+    theirs: list[Planes] = show(pixels)
     if [plane.shape for plane in ours] != [plane.shape for plane in theirs]:
         return []
     return [SiteDrift(name, _distance(a, b)) for name, a, b in zip(names, ours, theirs, strict=True)]
 
 
-def source_activations(network: nn.Module, pixels: Tensor) -> tuple[list[str], Planes]:
+def source_activations(network: nn.Module, pixels: Tensor) -> tuple[list[str], list[Planes]]:
     """Return name and output of every call of Sparta (of ReLU, in a network without) in one forward pass."""
     kind: type[nn.Module] = Sparta if sparta_modules(network) else nn.ReLU
     names: list[str] = []
-    planes: list[npt.NDArray[np.float32]] = []
+    planes: list[Planes] = []
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:  # noqa: ARG001

@@ -31,10 +31,15 @@ class Found:
 
 
 class Examples:
-    """All examples there are so far, each of an image of the test split."""
+    """All examples there are so far, each of an image of the test split.
 
-    def __init__(self, clean: Pixels, labels: Labels, threat: Threat) -> None:
+    Attributes:
+        noise: as many images of uniform noise, [N, C, H, W], which are nobody's example.
+    """
+
+    def __init__(self, clean: Pixels, labels: Labels, threat: Threat, seed: int = 0) -> None:
         self.clean, self.labels, self.threat = clean, labels, threat
+        self.noise: Pixels = np.random.default_rng(seed).random(clean.shape, np.float32)
         self.sets: list[Found] = []
         self.add("clean", np.arange(len(clean)), clean)
 
@@ -55,7 +60,7 @@ class Score:
     def __init__(self, classifier: Classifier, examples: Examples) -> None:
         self.classifier, self.examples = classifier, examples
         self.broken_at = np.full(len(examples.labels), np.inf)  # [N], the nearest example that it misreads
-        self.logits: dict[str, Logits] = {}
+        self.logits = {"noise": classifier(examples.noise)}
         self._seen = 0
         self.update()
 
@@ -83,11 +88,14 @@ class Score:
         """Which images are read right on every example of a ball of radius eps, [N]."""
         return self.broken_at > (reach(eps) if eps else 0)
 
-    def adversarial(self) -> Logits:
-        """Return the logits on the strongest example of each image, [N, K]: AutoAttack's, PGD's elsewhere."""
+    def compared(self) -> dict[str, Logits]:
+        """Return the logits that parity is judged on, [N, K] each: clean, adversarial, noise.
+
+        Adversarial is the strongest example of each image: AutoAttack's, PGD's elsewhere.
+        """
         strongest = self.logits["pgd"].copy()
         strongest[self.examples.get("autoattack").rows] = self.logits["autoattack"]
-        return strongest
+        return {"clean": self.logits["clean"], "adversarial": strongest, "noise": self.logits["noise"]}
 
 
 def right(logits: Logits, labels: Labels) -> Correct:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robust_export.config import Precision, Verify
-from robust_export.verification.parity import Parity
+from robust_export.verification.parity import HUGE, Parity
 from robust_export.verification.statistics import Interval, paired_drop, samples_needed
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _parity_reasons(name: str, p: Parity, gates: Gates) -> list[str]:
 def _search_reasons(searched: Searched, gates: Gates) -> list[str]:
     reasons = []
     if searched.max_abs > gates.max_gap:
-        found = f"{searched.max_abs:.3g}" if searched.max_abs < 1e300 else "infinity"
+        found = f"{searched.max_abs:.3g}" if searched.max_abs < HUGE else "infinity"
         reasons.append(f"worst case: logits differ by up to {found} in the ball; {_allowed_gap(gates)}")
     if searched.flip_margin > gates.max_flip_margin:
         reasons.append(

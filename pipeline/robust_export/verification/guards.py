@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment
 
 from robust_export.classifier import Classifier, Logits, Pixels
 from robust_export.verification.gates import Gates
+from robust_export.verification.parity import HUGE, gaps
 from robust_export.verification.report import Guard
-from robust_export.verification.worst_case import HUGE, gaps
 
 FEW = 16  # images of the checks that run an artifact image by image
 BLACK_BOX = 0.01  # share of the images that a black box may break alone before it is remarkable

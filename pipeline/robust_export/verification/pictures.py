@@ -6,31 +6,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from robust_export.classifier import Logits, Pixels
 from robust_export.verification.attack import ArtifactEvidence
 from robust_export.verification.examples import Examples, Score
-from robust_export.verification.report import ArtifactReport, Example, Floats, Pictures, Points, title
-from robust_export.verification.worst_case import gaps
+from robust_export.verification.parity import gaps
+from robust_export.verification.report import ArtifactReport, Example, Pictures, Points, title
 
 SHOWN = 8  # images
 DRAWN = 1500  # points of an artifact: the most telling ones, and an even choice of the others
 
 
 def pictures(
-    examples: Examples, broken_by: Sequence[str], source: Score, evidence: Sequence[ArtifactEvidence],
-    reports: Sequence[ArtifactReport], noise: Pixels,
+    broken_by: Sequence[str], source: Score, evidence: Sequence[ArtifactEvidence],
+    reports: Sequence[ArtifactReport],
 ) -> Pictures:  # fmt: skip
     """Collect what the page draws."""
     titles = [title(report) for report in reports]
-    ours = source.classifier(noise)
+    ours = source.compared()
     return Pictures(
         _examples(
-            examples,
+            source.examples,
             broken_by,
             {"source": source} | {t: e.score for t, e in zip(titles, evidence, strict=True)},
         ),
         {t: _thin(e.seen) for t, e in zip(titles, evidence, strict=True)},
-        {t: _gaps(source, e, noise, ours) for t, e in zip(titles, evidence, strict=True)},
+        {
+            t: {kind: gaps(ours[kind], theirs) for kind, theirs in e.score.compared().items()}
+            for t, e in zip(titles, evidence, strict=True)
+        },
     )
 
 
@@ -57,15 +59,6 @@ def _examples(examples: Examples, broken_by: Sequence[str], scores: dict[str, Sc
 
 def _decisions(score: Score, name: str, row: int, at: int) -> tuple[int, int]:
     return int(score.logits["clean"][row].argmax()), int(score.logits[name][at].argmax())
-
-
-def _gaps(source: Score, evidence: ArtifactEvidence, noise: Pixels, ours: Logits) -> dict[str, Floats]:
-    score = evidence.score
-    return {
-        "clean": gaps(source.logits["clean"], score.logits["clean"]),
-        "adversarial": gaps(source.adversarial(), score.adversarial()),
-        "noise": gaps(ours, evidence.subject.classifier(noise)),
-    }
 
 
 def _thin(seen: Points) -> Points:

@@ -6,18 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from robust_export.classifier import Pixels
 from robust_export.config import Threat
 from robust_export.verification.gates import Drop, Outcome
-from robust_export.verification.parity import Parity
+from robust_export.verification.parity import Bools, Floats, Parity
 from robust_export.verification.statistics import Interval
 
 SCHEMA = 1
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -142,7 +137,7 @@ class Points:
 
     margin: Floats  # [M] top-2 margin of the source
     gap: Floats  # [M] largest |difference| of a logit
-    flipped: npt.NDArray[np.bool_]  # [M]
+    flipped: Bools  # [M]
 
 
 @dataclass(frozen=True)

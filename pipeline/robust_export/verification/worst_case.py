@@ -25,14 +25,11 @@ from robust_export.classifier import Classifier, Logits, Pixels
 from robust_export.config import Threat
 from robust_export.units import Arrays
 from robust_export.verification.examples import Labels, distance, reach, right
+from robust_export.verification.parity import Bools, Floats, flipped, gaps, margins
 from robust_export.verification.report import Points, Searched, WorstCase
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 HALVINGS = 60  # more than a float32 in [0, 1] can be halved; bisection ends by itself before
 LADDER = range(3, 17)  # steps of 2^-k of the way from the image to its adversarial example
-HUGE = float(np.finfo(np.float64).max)  # stands for infinity, which JSON has not
 LARGEST_SQUARE = 0.5  # of the image's side, at the start of the ascent
 
 
@@ -54,24 +51,6 @@ class Watch:
             else (np.zeros(0), np.zeros(0), np.zeros(0, bool))
         )
         return {"margin": margin, "gap": gap, "flipped": flip}
-
-
-def margins(logits: Logits) -> Floats:
-    """Return each input's largest logit minus its second largest, [N]."""
-    top = np.sort(logits.astype(np.float64), axis=1)
-    return np.asarray(top[:, -1] - top[:, -2])
-
-
-def gaps(ours: Logits, theirs: Logits) -> Floats:
-    """Return each input's largest |difference| of a logit, [N]; HUGE where one is not finite."""
-    difference = np.abs(ours.astype(np.float64) - theirs)
-    return np.where(np.isfinite(difference).all(axis=1), difference.max(axis=1), HUGE)
-
-
-def flipped(ours: Logits, theirs: Logits) -> Bools:
-    """Return on which inputs the two decide differently, [N]."""
-    turned: Bools = (ours.argmax(axis=1) != theirs.argmax(axis=1)) | ~np.isfinite(theirs).all(axis=1)
-    return turned
 
 
 def points(parts: Sequence[Arrays]) -> Points:

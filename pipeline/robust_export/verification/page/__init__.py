@@ -32,7 +32,7 @@ def render(report: Report) -> str:
             report=report,
             source=report.source,
             entries=shown,
-            verdict=entries.verdict(report),
+            verdict=report.verdict,
             sentence=entries.sentence(report, shown),
             warnings=entries.warnings(report, shown),
             hidden=entries.hidden,

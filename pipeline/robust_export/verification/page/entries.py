@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from robust_export.config import Verify
-from robust_export.verification.gates import NAMES, Gates, Outcome
-from robust_export.verification.page.words import HUGE, number, points
+from robust_export.verification.gates import NAMES, Gates
+from robust_export.verification.page.words import number, points
+from robust_export.verification.parity import HUGE
 from robust_export.verification.report import ArtifactReport, Guard, Report, WorstCase, title
 
 SEVERITY = ("fail", "warn", "ok")
@@ -48,14 +49,9 @@ def _letter(i: int) -> str:
     return first + ascii_uppercase[i % 26]
 
 
-def verdict(report: Report) -> Outcome:
-    """Return the report's verdict; where nothing was judged, nothing is decided."""
-    return report.verdict if report.artifacts else "undecided"
-
-
 def sentence(report: Report, shown: list[Entry]) -> str:
     """Return what the verdict means, for somebody who reads nothing else."""
-    outcome = verdict(report)
+    outcome = report.verdict
     if not shown:
         return "No artifact was judged, so nothing is known of what would be shipped."
     by = {name: [e.letter for e in shown if e.item.verdict == name] for name in ("pass", "fail", "undecided")}

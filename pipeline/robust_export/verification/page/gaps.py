@@ -13,7 +13,8 @@ from robust_export.verification.page.entries import Entry
 from robust_export.verification.page.scale import LogScale
 from robust_export.verification.page.svg import COLOUR, draw
 from robust_export.verification.page.words import number
-from robust_export.verification.report import Floats, Points
+from robust_export.verification.parity import Floats
+from robust_export.verification.report import Points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from robust_export.verification.page.svg import COLOUR
-from robust_export.verification.page.words import HUGE
+from robust_export.verification.parity import HUGE, Floats
 
-Floats = npt.NDArray[np.float64]
 MOST_DECADES = 16  # what is smaller than the largest by more is drawn as if it were by that much
 LABELS = 5
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from robust_export.verification.parity import HUGE
+
 NONE = "–"  # noqa: RUF001 - what is absent
-HUGE = 1e300  # and beyond: an infinite difference, which JSON has not
 LISTED = 12  # items of a long list that are named
 
 
