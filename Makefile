@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/*)
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format browser clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -35,6 +35,10 @@ lint: $(STAMP)  ## check style and types
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+browser:  ## install Debian's Chromium, which the tests of report.html use (needs root)
+	apt-get update -qq
+	apt-get install -y -qq chromium
 
 clean:  ## remove what the targets made, but for bundles under exported/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from robust_export import native
 from robust_export.bundle import Bundle
-from robust_export.config import Recipe, merge, parse
+from robust_export.config import Recipe
 from robust_export.errors import BuildError
 from robust_export.export.bundle import export_bundle
+from robust_export.recipe import merge, parse
 from robust_export.training import train
 
 TINY: dict[str, dict[str, Any]] = {

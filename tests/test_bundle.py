@@ -13,10 +13,11 @@ import pytest
 
 from robust_export import files
 from robust_export.bundle import MANIFEST, SCHEMA, Bundle, locate
-from robust_export.config import Recipe, Threat, to_toml
+from robust_export.config import Recipe, Threat
 from robust_export.errors import BundleError, RobustExportError
 from robust_export.files import sha256
 from robust_export.provenance import now, versions
+from robust_export.recipe import to_toml
 
 Manifest = dict[str, Any]
 

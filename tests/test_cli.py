@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from robust_export import __version__
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
-from robust_export.config import merge, parse, to_toml
+from robust_export.recipe import merge, parse, to_toml
 from tests.conftest import TINY
 
 

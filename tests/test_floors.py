@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "pipeline" / "robust_export"
 FLOORS = [
     {"errors"},
     {"classifier", "config", "device", "files", "images", "timing"},
-    {"headers", "sparta", "units"},
+    {"headers", "recipe", "sparta", "units"},
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "optim", "stem", "weights"},
     {"models", "provenance", "workspace"},
     {"export", "runtimes", "training"},

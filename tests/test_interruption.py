@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from robust_export import training
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
-from robust_export.config import to_toml
 from robust_export.errors import BundleError, RobustExportError, TrainingError
+from robust_export.recipe import to_toml
 from robust_export.training import Run, train
 from tests.conftest import tiny_recipe
 

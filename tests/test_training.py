@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from robust_export import training
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
-from robust_export.config import load_recipe, parse
 from robust_export.data import load_dataset
 from robust_export.errors import InvalidValue, TrainingError, UnknownName
 from robust_export.models import create_model, load
+from robust_export.recipe import load_recipe, parse
 from robust_export.sparta import load_sparta, sparta_modules
 from robust_export.training import Epoch, Run, train
 from tests.conftest import tiny_recipe

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robust_export.config import Recipe, Threat, build, load_recipe, parse
+from robust_export.config import Recipe, Threat
 from robust_export.errors import BundleError
 from robust_export.files import sha256, to_json, write_atomically
+from robust_export.recipe import build, load_recipe, parse
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -13,11 +13,12 @@ from rich.table import Table
 
 from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import HOME, Bundle
-from robust_export.config import Recipe, default_recipe, parse
+from robust_export.config import Recipe
 from robust_export.data import load_dataset
 from robust_export.export.bundle import export_bundle
 from robust_export.files import replace_folder
 from robust_export.models import load
+from robust_export.recipe import default_recipe, parse
 from robust_export.training import OnEpoch, train
 from robust_export.verification import Report, verify
 from robust_export.verification.tables import tables

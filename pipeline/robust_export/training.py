@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from robust_export import checkpoint as ckpt
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import MANIFEST, Bundle
-from robust_export.config import Recipe, to_toml
+from robust_export.config import Recipe
 from robust_export.data import augment, batch_count, batches, load_splits
 from robust_export.device import find_device
 from robust_export.errors import TrainingError
@@ -27,6 +27,7 @@ from robust_export.files import replace_folder, write_atomically, write_json
 from robust_export.models import build_model
 from robust_export.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from robust_export.provenance import data_facts, machine, now, versions
+from robust_export.recipe import to_toml
 from robust_export.sparta import save_sparta, sparta_modules
 from robust_export.weights import load_tensors, tensors
 from robust_export.workspace import check_same_recipe, prepare

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from robust_export import checkpoint as ckpt
 from robust_export.bundle import MANIFEST
-from robust_export.config import Recipe, differences, load_recipe, parse
+from robust_export.config import Recipe
 from robust_export.errors import TrainingError
+from robust_export.recipe import differences, load_recipe, parse
 
 
 def prepare(target: Path, *, resume: bool, force: bool) -> Path:

@@ -171,7 +171,8 @@ def verify(
     from dataclasses import asdict
 
     from robust_export.bundle import Bundle
-    from robust_export.config import Threat, Verify, build
+    from robust_export.config import Threat, Verify
+    from robust_export.recipe import build
     from robust_export.units import launched
 
     console = Console(as_json, quiet=launched()[0] != 0)
@@ -241,7 +242,7 @@ def _counts(option: str, text: str) -> list[int]:
 
 def _recipe(file: Path | None, options: dict[str, dict[str, Any]]) -> Any:
     """Return the recipe: the data set's defaults, the file over them, the options over both."""
-    from robust_export.config import default_recipe, load_recipe, merge, parse
+    from robust_export.recipe import default_recipe, load_recipe, merge, parse
 
     given = load_recipe(file) if file else {}
     asked = {section: _given(table) for section, table in options.items()}

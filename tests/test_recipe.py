@@ -12,17 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import robust_export
-from robust_export.config import (
-    SECTIONS,
-    Attack,
-    Data,
-    Model,
-    Recipe,
-    SpartaOptions,
+from robust_export.config import SECTIONS, Attack, Data, Model, Recipe, SpartaOptions, Threat, Train, Verify
+from robust_export.errors import InvalidValue, UnknownName
+from robust_export.recipe import (
     Tables,
-    Threat,
-    Train,
-    Verify,
     default_recipe,
     differences,
     load_recipe,
@@ -31,7 +24,6 @@ from robust_export.config import (
     tables,
     to_toml,
 )
-from robust_export.errors import InvalidValue, UnknownName
 
 RECIPES = sorted(Path(robust_export.__file__).parent.glob("recipes/*.toml"))
 

@@ -1,0 +1,17 @@
+"""What the tests of served models share."""
+
+from __future__ import annotations
+
+import pytest
+
+from robust_export.runtimes.remote import KEY
+
+
+@pytest.fixture(params=[True, False], ids=["binary", "json"])
+def binary(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
