@@ -5,7 +5,8 @@
 prints, for AutoAttack's standard budgets on the bundle's test split:
 1. the time of our AutoAttack over that of `pyautoattack` used as its documentation shows: same network,
    images and budgets, in turns in one process; and the robust accuracy of both;
-2. the time of each stage of `verify` with these budgets.
+2. what the source's memory layout, and idle threads that do not spin, save of that time;
+3. the time of each stage of `verify` with these budgets.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from robust_export.config import Verify
 from robust_export.data import load_dataset
 from robust_export.models import load
 from robust_export.provenance import machine
+from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
+from robust_export.timing import measure
 from robust_export.verification import verify
 
 TURNS = 2
@@ -67,10 +70,32 @@ def main(path: str) -> None:
     print(
         f"robust-export / pyautoattack: {median(times['robust-export']) / median(times['pyautoattack']):.2f}"
     )
+    savings(bundle, pixels[: standard.batch_size])
     report = verify(bundle, settings=standard, device="cpu", write=False)
     for stage, seconds in report.seconds.items():
         print(f"{stage}: {seconds:.1f} s")
     print(f"all: {sum(report.seconds.values()):.1f} s, verdict {report.verdict}")
+
+
+def savings(bundle: Bundle, pixels: torch.Tensor) -> None:
+    """Print what a gradient costs in either memory layout, and a file and the network in turns."""
+    plain, source = load(bundle).requires_grad_(False), PyTorchClassifier(load(bundle).requires_grad_(False))
+
+    def gradient(module: torch.nn.Module) -> object:
+        x = pixels.clone().requires_grad_()
+        return torch.autograd.grad(module(x).sum(), [x])
+
+    def in_turns(spin: bool) -> Callable[[], object]:
+        classifier = OnnxRuntimeClassifier(bundle.file("model.onnx"), kernel=False, spin=spin)
+        return lambda: (classifier(pixels.numpy()), source(pixels.numpy()))
+
+    layouts = measure({"last": lambda: gradient(source.module), "first": lambda: gradient(plain)})
+    print(
+        f"a gradient, channels last / channels first: {layouts['last'].median / layouts['first'].median:.2f}"
+    )
+    turns = {name: measure({name: in_turns(name == "spinning")})[name] for name in ("spinning", "idle")}
+    ratio = turns["idle"].median / turns["spinning"].median
+    print(f"ONNX Runtime and PyTorch in turns, without spinning / with: {ratio:.2f}")
 
 
 if __name__ == "__main__":
