@@ -1,7 +1,7 @@
 """Convolution and average pooling for ONNX's reference evaluator, by matrix products.
 
-The evaluator's own pool in Python loops and multiply half precision without BLAS, which is slow. Both of these
-sum in float32 whatever the format, and round once, as hardware does.
+The evaluator's own pool in Python loops and multiply half precision without BLAS, which is slow. Both of
+these sum in float32 whatever the format, and round once, as hardware does.
 """
 
 from __future__ import annotations
