@@ -1,17 +1,17 @@
-// Sparta on a GPU, one thread an element: a tile of a plane and its neighbours go to shared memory as
-// float32, whatever the storage is, and every element is read from there k * k times.
+// Sparta on a GPU: every element is read from memory once and written once. A thread keeps its outputs in
+// registers and reads the rows around them; what its neighbours read too comes from the caches. There is no
+// shared memory and no barrier, and threads write nothing in common.
 //
-// Nothing here but CUDA C++ that g++ compiles as well, given the few names of plugins/tests/cuda_on_cpu.h:
-// the same source is run on a CPU under sanitizers. The launch is in cuda_launch.cu.
+// Nothing here but CUDA C++ that g++ compiles as well, given the few names of plugins/tests/cuda_on_cpu.h: the
+// same source is run on a CPU under sanitizers. The includer has included cuda_fp16.h and cuda_bf16.h; the launch
+// is in cuda_launch.cu. x, residual, weight, bias, y and the shape are those of sparta_cuda.h; y overlaps nothing.
 
 #pragma once
 
-#include <cstdint>
+#include "cuda_geometry.h"
 
 namespace sparta {
 namespace cuda {
-
-constexpr int tile_width = 32, tile_height = 16, block_height = 8;  // a thread has two elements of a column
 
 __device__ inline float widen(float value) { return value; }
 __device__ inline float widen(__half value) { return __half2float(value); }
@@ -20,6 +20,16 @@ __device__ inline void narrow(float value, float* to) { *to = value; }
 __device__ inline void narrow(float value, __half* to) { *to = __float2half_rn(value); }
 __device__ inline void narrow(float value, __nv_bfloat16* to) { *to = __float2bfloat16_rn(value); }
 
+// What one load or store moves.
+template <class T, int count>
+struct alignas(count * sizeof(T)) Pack {
+  T at[count];
+};
+template <int count, class T>
+__device__ inline Pack<T, count> load(const T* from) {
+  return *reinterpret_cast<const Pack<T, count>*>(from);
+}
+
 // relu(x) * (2 * sigmoid(attention)), as in kernel_impl.h; NaN stays.
 __device__ inline float activate(float x, float attention) {
   const float t = expf(-fabsf(attention));
@@ -27,49 +37,170 @@ __device__ inline float activate(float x, float attention) {
   return (x < 0.0f ? 0.0f : x) * (attention < 0.0f ? gate * t : gate);
 }
 
-// x, y [planes, height, width], planes = N * C; weight [C, k, k]; bias [C]. y must not be x: blocks read
-// what their neighbours write. One block of 32 x 8 threads for each tile; see tiles().
-template <class T, int k>
-__global__ void sparta_kernel(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
-                              T* __restrict__ y, int64_t channels, int64_t height, int64_t width) {
-  constexpr int reach = k / 2;
-  constexpr int rows = tile_height + 2 * reach, columns = tile_width + 2 * reach;
-  __shared__ float tile[rows][columns];
-  __shared__ float taps[k * k];
+// a / b for a >= 0, b > 0. 64-bit division is a subroutine on a GPU, and hardly ever needed.
+__device__ inline int64_t quotient(int64_t a, int b) {
+  return a >> 32 == 0 ? static_cast<int64_t>(static_cast<unsigned>(a) / static_cast<unsigned>(b)) : a / b;
+}
 
-  const int64_t across = (width + tile_width - 1) / tile_width;
-  const int64_t down = (height + tile_height - 1) / tile_height;
-  const int64_t number = blockIdx.x;
-  const int64_t plane = number / (across * down);
-  const int64_t top = number / across % down * tile_height;
-  const int64_t left = number % across * tile_width;
-  const int64_t channel = plane % channels;
-  const T* const from = x + plane * height * width;
-  T* const to = y + plane * height * width;
+// The nearest of [0, size): what lies outside is loaded from there and then counted as 0, so that loads need no
+// branch and all of them are under way at once.
+__device__ inline int inside(int i, int size) { return i < 0 ? 0 : i < size ? i : size - 1; }
 
-  const int thread = static_cast<int>(threadIdx.y * tile_width + threadIdx.x);
-  for (int i = thread; i < k * k; i += tile_width * block_height) taps[i] = widen(weight[channel * k * k + i]);
-  for (int i = thread; i < rows * columns; i += tile_width * block_height) {
-    const int64_t row = top + i / columns - reach, column = left + i % columns - reach;
-    const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-    tile[i / columns][i % columns] = inside ? widen(from[row * width + column]) : 0.0f;
-  }
-  __syncthreads();
+__device__ inline int64_t thread_number() { return static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x; }
 
-  const int column = static_cast<int>(threadIdx.x);
+// [N, C, H, W]; w is a multiple of V, and pointers are aligned to V elements.
+template <class T, int k, int V, bool add>
+__device__ inline void planes(const T* __restrict__ x, const T* __restrict__ residual, const T* __restrict__ weight,
+                              const T* __restrict__ bias, T* __restrict__ y, int n, int c, int h, int w) {
+  constexpr int reach = k / 2, rows = rows_of(V, k);
+  const int across = w / V, down = static_cast<int>(ceil_div(h, rows));
+  const int64_t number = thread_number();
+  if (number >= plane_threads(n, c, h, w, V, k)) return;
+  const int64_t line = quotient(number, across);
+  const int64_t plane = quotient(line, down);
+  const int left = static_cast<int>(number - line * across) * V;
+  const int top = static_cast<int>(line - plane * down) * rows;
+  const int channel = static_cast<int>(plane - quotient(plane, c) * c);
+  const int64_t start = plane * h * w;
+
+  float taps[k * k];
+#pragma unroll
+  for (int t = 0; t < k * k; ++t) taps[t] = widen(weight[static_cast<int64_t>(channel) * k * k + t]);
   const float own_bias = widen(bias[channel]);
-  for (int row = static_cast<int>(threadIdx.y); row < tile_height; row += block_height) {
-    if (top + row >= height || left + column >= width) continue;
-    float attention = own_bias;
-    for (int a = 0; a < k; ++a)
-      for (int b = 0; b < k; ++b) attention += taps[a * k + b] * tile[row + a][column + b];
-    narrow(activate(tile[row + reach][column + reach], attention), to + (top + row) * width + left + column);
+  float attention[rows][V], centre[rows][V];
+#pragma unroll
+  for (int o = 0; o < rows; ++o)
+#pragma unroll
+    for (int v = 0; v < V; ++v) attention[o][v] = own_bias;
+
+#pragma unroll
+  for (int i = 0; i < rows + 2 * reach; ++i) {
+    const int row = top + i - reach;
+    const int64_t from = start + static_cast<int64_t>(inside(row, h)) * w;
+    const Pack<T, V> own = load<V>(x + from + left);
+    Pack<T, V> own_residual = own;
+    if constexpr (add) own_residual = load<V>(residual + from + left);
+    float value[V + 2 * reach];
+#pragma unroll
+    for (int j = 0; j < V + 2 * reach; ++j) {
+      const int column = left + j - reach;
+      if (j >= reach && j < reach + V) {
+        value[j] = widen(own.at[j - reach]);
+        if constexpr (add) value[j] += widen(own_residual.at[j - reach]);
+      } else {
+        const int64_t at = from + inside(column, w);
+        value[j] = widen(x[at]);
+        if constexpr (add) value[j] += widen(residual[at]);
+      }
+      if (row < 0 || row >= h || column < 0 || column >= w) value[j] = 0.0f;
+    }
+#pragma unroll
+    for (int o = 0; o < rows; ++o) {
+      const int a = i - o;  // the row of taps through which output o sees this row
+      if (a < 0 || a >= k) continue;
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+#pragma unroll
+        for (int b = 0; b < k; ++b) attention[o][v] += taps[a * k + b] * value[v + b];
+      if (a != reach) continue;
+#pragma unroll
+      for (int v = 0; v < V; ++v) centre[o][v] = value[v + reach];
+    }
+  }
+
+#pragma unroll
+  for (int o = 0; o < rows; ++o) {
+    if (top + o >= h) break;
+    Pack<T, V> result;
+#pragma unroll
+    for (int v = 0; v < V; ++v) narrow(activate(centre[o][v], attention[o][v]), &result.at[v]);
+    *reinterpret_cast<Pack<T, V>*>(y + start + static_cast<int64_t>(top + o) * w + left) = result;
   }
 }
 
-// How many blocks cover the planes.
-constexpr int64_t tiles(int64_t planes, int64_t height, int64_t width) {
-  return planes * ((height + tile_height - 1) / tile_height) * ((width + tile_width - 1) / tile_width);
+// [N, H, W, ceil(C / 8) * 8] of a half type; pointers but bias and weight are aligned to 16 bytes.
+template <class T, int k, bool add>
+__device__ inline void channels8(const T* __restrict__ x, const T* __restrict__ residual, const T* __restrict__ weight,
+                                 const T* __restrict__ bias, T* __restrict__ y, int n, int c, int h, int w) {
+  constexpr int reach = k / 2;
+  const int groups = static_cast<int>(ceil_div(c, 8)), across = static_cast<int>(ceil_div(w, strip));
+  const int64_t number = thread_number();
+  if (number >= channel_threads(n, c, h, w)) return;
+  const int64_t place = quotient(number, groups);
+  const int64_t line = quotient(place, across);
+  const int64_t image = quotient(line, h);
+  const int channel = static_cast<int>(number - place * groups) * 8;
+  const int left = static_cast<int>(place - line * across) * strip;
+  const int own_row = static_cast<int>(line - image * h);
+  const int64_t pitch = static_cast<int64_t>(groups) * 8;
+
+  // A group's taps [8][k * k] lie side by side: k * k loads of 16 bytes.
+  Pack<T, 8> taps[k * k];
+  float attention[strip][8];
+  const T* const own_weight = weight + static_cast<int64_t>(channel) * k * k;
+  const bool whole = channel + 8 <= c;
+  if (whole && reinterpret_cast<unsigned long long>(weight) % 16 == 0) {
+#pragma unroll
+    for (int t = 0; t < k * k; ++t) taps[t] = load<8>(own_weight + t * 8);
+  } else {
+#pragma unroll
+    for (int t = 0; t < k * k * 8; ++t) {
+      narrow(0.0f, &taps[t / 8].at[t % 8]);
+      if (channel + t / (k * k) < c) taps[t / 8].at[t % 8] = own_weight[t];
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float own_bias = channel + j < c ? widen(bias[channel + j]) : 0.0f;
+#pragma unroll
+    for (int o = 0; o < strip; ++o) attention[o][j] = own_bias;
+  }
+
+  Pack<T, 8> centre[strip], centre_residual[strip];
+#pragma unroll
+  for (int a = 0; a < k; ++a) {
+    const int row = own_row + a - reach;
+    const int64_t from = (image * h + inside(row, h)) * w;
+#pragma unroll
+    for (int i = 0; i < strip + 2 * reach; ++i) {
+      const int column = left + i - reach;
+      const int64_t at = (from + inside(column, w)) * pitch + channel;
+      const Pack<T, 8> own = load<8>(x + at);
+      Pack<T, 8> own_residual = own;
+      if constexpr (add) own_residual = load<8>(residual + at);
+      if (a == reach && i >= reach && i < reach + strip) {
+        centre[i - reach] = own;
+        centre_residual[i - reach] = own_residual;
+      }
+      const bool outside = row < 0 || row >= h || column < 0 || column >= w;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        float value = widen(own.at[j]);
+        if constexpr (add) value += widen(own_residual.at[j]);
+        if (outside) value = 0.0f;
+#pragma unroll
+        for (int o = 0; o < strip; ++o) {
+          const int b = i - o;
+          if (b < 0 || b >= k) continue;
+          const int t = j * k * k + a * k + b;
+          attention[o][j] += widen(taps[t / 8].at[t % 8]) * value;
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (int o = 0; o < strip; ++o) {
+    if (left + o >= w) break;
+    Pack<T, 8> result;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      float value = widen(centre[o].at[j]);
+      if constexpr (add) value += widen(centre_residual[o].at[j]);
+      narrow(channel + j < c ? activate(value, attention[o][j]) : 0.0f, &result.at[j]);
+    }
+    *reinterpret_cast<Pack<T, 8>*>(y + ((image * h + own_row) * w + left + o) * pitch + channel) = result;
+  }
 }
 
 }  // namespace cuda

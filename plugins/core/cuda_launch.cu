@@ -1,9 +1,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
-#include <cstdint>
-
+#include "cuda_dispatch.h"
 #include "cuda_kernel.h"
 #include "sparta_cuda.h"
 
@@ -11,42 +9,44 @@ namespace sparta {
 namespace cuda {
 namespace {
 
-template <class T, int k>
-cudaError_t launch_one(const void* x, const void* weight, const void* bias, void* y, const Shape& s, void* stream) {
-  const int64_t blocks = tiles(s.n * s.c, s.h, s.w);
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const dim3 threads(tile_width, block_height);
-  sparta_kernel<T, k><<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(bias), static_cast<T*>(y), s.c,
-      s.h, s.w);
-  return cudaGetLastError();
+template <class T, int k, int V, bool add>
+__global__ void __launch_bounds__(block_threads, plane_blocks_resident(k))
+    planes_kernel(const T* __restrict__ x, const T* __restrict__ residual, const T* __restrict__ weight,
+                  const T* __restrict__ bias, T* __restrict__ y, int n, int c, int h, int w) {
+  planes<T, k, V, add>(x, residual, weight, bias, y, n, c, h, w);
 }
 
-template <class T>
-cudaError_t launch_size(const void* x, const void* weight, const void* bias, void* y, const Shape& s, int64_t k,
-                        void* stream) {
-  switch (k) {
-    case 1: return launch_one<T, 1>(x, weight, bias, y, s, stream);
-    case 3: return launch_one<T, 3>(x, weight, bias, y, s, stream);
-    case 5: return launch_one<T, 5>(x, weight, bias, y, s, stream);
-    case 7: return launch_one<T, 7>(x, weight, bias, y, s, stream);
-    default: return cudaErrorInvalidValue;
-  }
+template <class T, int k, bool add>
+__global__ void __launch_bounds__(block_threads, channel_blocks_resident(add))
+    channels8_kernel(const T* __restrict__ x, const T* __restrict__ residual, const T* __restrict__ weight,
+                     const T* __restrict__ bias, T* __restrict__ y, int n, int c, int h, int w) {
+  channels8<T, k, add>(x, residual, weight, bias, y, n, c, h, w);
 }
+
+struct OnStream {
+  cudaStream_t stream;
+
+  template <class T, int k, int V, bool add>
+  cudaError_t planes(const Arguments& a, unsigned blocks) const {
+    return start<T>(planes_kernel<T, k, V, add>, a, blocks);
+  }
+  template <class T, int k, bool add>
+  cudaError_t channels8(const Arguments& a, unsigned blocks) const {
+    return start<T>(channels8_kernel<T, k, add>, a, blocks);
+  }
+  template <class T, class Kernel>
+  cudaError_t start(Kernel kernel, const Arguments& a, unsigned blocks) const {
+    const auto of = [](const void* p) { return static_cast<const T*>(p); };
+    kernel<<<blocks, block_threads, 0, stream>>>(
+        of(a.x), of(a.residual), of(a.weight), of(a.bias), static_cast<T*>(a.y), static_cast<int>(a.shape.n),
+        static_cast<int>(a.shape.c), static_cast<int>(a.shape.h), static_cast<int>(a.shape.w));
+    return cudaGetLastError();
+  }
+};
 
 }  // namespace
 
-const char* launch(Type type, const void* x, const void* weight, const void* bias, void* y, const Shape& shape,
-                   int64_t k, void* stream) {
-  if (shape.n == 0 || shape.c == 0 || shape.h == 0 || shape.w == 0) return nullptr;
-  cudaError_t status = cudaErrorInvalidValue;
-  switch (type) {
-    case Type::float32: status = launch_size<float>(x, weight, bias, y, shape, k, stream); break;
-    case Type::float16: status = launch_size<__half>(x, weight, bias, y, shape, k, stream); break;
-    case Type::bfloat16: status = launch_size<__nv_bfloat16>(x, weight, bias, y, shape, k, stream); break;
-  }
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
-}
+cudaError_t launch(const Arguments& arguments, cudaStream_t stream) { return dispatch(arguments, OnStream{stream}); }
 
 }  // namespace cuda
 }  // namespace sparta

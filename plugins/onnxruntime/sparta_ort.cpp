@@ -162,10 +162,12 @@ class CudaKernel {
       const sparta::Type type = type_of(x, "x");
       if (type != type_of(weight, "weight")) throw std::invalid_argument("x and weight are of different types");
       Ort::UnownedValue y = context.GetOutput(0, shape);
-      const char* const problem = sparta::cuda::launch(
-          type, x.GetTensorRawData(), weight.GetTensorRawData(), bias.GetTensorRawData(), y.GetTensorMutableRawData(),
-          {shape[0], shape[1], shape[2], shape[3]}, k, context.GetGPUComputeStream());
-      if (problem != nullptr) throw std::runtime_error(problem);
+      const sparta::cuda::Arguments arguments{type, sparta::cuda::Layout::planes, x.GetTensorRawData(), nullptr,
+                                              weight.GetTensorRawData(), bias.GetTensorRawData(),
+                                              y.GetTensorMutableRawData(), {shape[0], shape[1], shape[2], shape[3]}, k};
+      const cudaError_t status =
+          sparta::cuda::launch(arguments, static_cast<cudaStream_t>(context.GetGPUComputeStream()));
+      if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
     });
   }
 
