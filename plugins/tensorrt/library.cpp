@@ -1,12 +1,13 @@
 // How libsparta_trt.so makes its plugins known: to whoever calls getCreators (a registry's loadLibrary, trtexec's
-// --staticPlugins and --dynamicPlugins), and by itself where a server only opens it (Triton, LD_PRELOAD).
+// --staticPlugins and --dynamicPlugins), and by itself where a server that has TensorRT only opens it (Triton). It
+// is never unloaded (-z nodelete): registries and engines point into it.
 
 #include <NvInferRuntime.h>
-#include <dlfcn.h>
 
 #include <mutex>
 #include <string>
 
+#include "host.h"
 #include "log.h"
 #include "plugin.h"
 
@@ -20,44 +21,28 @@ Creator plain{false}, add{true};
 nvinfer1::IPluginCreatorInterface* creators[] = {&plain, &add};
 constexpr int32_t creator_count = 2;
 
-// The registry of the TensorRT that this process has loaded, null where it has none, or one whose classes have
-// another layout than the headers this was built with. TensorRT for RTX has no such servers.
-nvinfer1::IPluginRegistry* loaded_registry() noexcept {
-  const std::string name = "libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR);
-  void* const library = dlopen(name.c_str(), RTLD_NOW | RTLD_NOLOAD);
-  if (library == nullptr) return nullptr;
-  const auto get = reinterpret_cast<nvinfer1::IPluginRegistry* (*)()>(dlsym(library, "getPluginRegistry"));
-  nvinfer1::IPluginRegistry* const registry = get ? get() : nullptr;
-  dlclose(library);  // the process has it open still
-  return registry && major_of(registry) == NV_TENSORRT_MAJOR ? registry : nullptr;
-}
-
-// Registers when the library is opened, takes that back when it is closed.
+// Registers with every TensorRT of the process when the library is opened.
 class Registration {
  public:
   Registration() noexcept {
-    nvinfer1::IPluginRegistry* const registry = loaded_registry();
-    if (registry == nullptr) return;
-    for (int32_t i = 0; i < creator_count; ++i) {
-      const char* const name = i == 0 ? plain.getPluginName() : add.getPluginName();
-      if (registry->getCreator(name, version, name_space) != nullptr) continue;  // another copy of the library
-      mine_[i] = registry->registerCreator(*creators[i], name_space);
-    }
+    const Hosts all = hosts();
+    for (int i = 0; i < all.count; ++i)
+      for (nvinfer1::IPluginCreatorInterface* const creator : creators)  // looking for it first would log an error
+        made_ = all.at[i].add(*creator) || made_;
   }
-  ~Registration() { give_up(); }
 
+  // Takes it back, once.
   void give_up() noexcept {
     const std::lock_guard<std::mutex> held(lock_);
-    nvinfer1::IPluginRegistry* const registry = mine_[0] || mine_[1] ? loaded_registry() : nullptr;
-    for (int32_t i = 0; i < creator_count; ++i) {
-      if (registry && mine_[i]) registry->deregisterCreator(*creators[i]);
-      mine_[i] = false;
-    }
+    const Hosts all = made_ ? hosts() : Hosts{};
+    made_ = false;
+    for (int i = 0; i < all.count; ++i)
+      for (nvinfer1::IPluginCreatorInterface* const creator : creators) all.at[i].remove(*creator);
   }
 
  private:
   std::mutex lock_;
-  bool mine_[creator_count] = {};
+  bool made_ = false;
 };
 
 Registration registration;

@@ -1,10 +1,9 @@
 #include "log.h"
 
-#include <dlfcn.h>
-
 #include <cstdio>
-#include <cstring>
 #include <mutex>
+
+#include "host.h"
 
 namespace sparta {
 namespace trt {
@@ -12,39 +11,41 @@ namespace {
 
 std::mutex lock;
 nvinfer1::ILoggerFinder* finder = nullptr;
+Host finders_host;
 std::string last;
+
+// Logs where somebody listens, and returns whether somebody does.
+bool log(const Host& host, void* logger, const std::string& text) noexcept {
+  if (logger != nullptr) host.log(logger, text.c_str());
+  return logger != nullptr;
+}
 
 }  // namespace
 
-int major_of(const void* object) noexcept {
-  const void* table = nullptr;  // of virtual functions, which lies in the library that made the object
-  std::memcpy(&table, object, sizeof table);
-  Dl_info where{};
-  if (table == nullptr || dladdr(table, &where) == 0 || where.dli_fname == nullptr) return 0;
-  if (std::strstr(where.dli_fname, "libnvinfer") == nullptr) return 0;  // TensorRT for RTX counts otherwise
-  void* const library = dlopen(where.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-  if (library == nullptr) return 0;
-  const auto version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
-  const int32_t number = version ? version() : 0;  // 101400 is 10.14.0, since 10.0
-  dlclose(library);
-  return number / 10000;
-}
-
 void set_logger_finder(nvinfer1::ILoggerFinder* given) {
+  const Host host = given ? host_of(given) : Host{};
   const std::lock_guard<std::mutex> held(lock);
-  finder = given != nullptr && major_of(given) == NV_TENSORRT_MAJOR ? given : nullptr;
+  finder = host.layout ? given : nullptr;
+  finders_host = host;
 }
 
 void report(const std::string& message) noexcept {
   try {
-    const std::lock_guard<std::mutex> held(lock);
-    last = "Sparta's plugin: " + message;
-    nvinfer1::ILogger* const logger = finder ? finder->findLogger() : nullptr;
-    if (logger) {
-      logger->log(nvinfer1::ILogger::Severity::kERROR, last.c_str());
-    } else {
-      std::fprintf(stderr, "%s\n", last.c_str());
+    const std::string text = "Sparta's plugin: " + message;
+    nvinfer1::ILoggerFinder* asked = nullptr;
+    Host host;
+    {
+      const std::lock_guard<std::mutex> held(lock);
+      last = text;
+      asked = finder;
+      host = finders_host;
     }
+    // Without the lock: a logger may be Python's, and wait for the interpreter, which may wait for the lock.
+    if (asked && log(host, host.find_logger(asked), text)) return;
+    const Hosts all = hosts();
+    for (int i = 0; i < all.count; ++i)
+      if (log(all.at[i], all.at[i].logger(), text)) return;
+    std::fprintf(stderr, "%s\n", text.c_str());
   } catch (...) {  // nothing is left to say it with
   }
 }

@@ -29,6 +29,13 @@ Type type_of(DataType type) {
   return type == DataType::kFLOAT ? Type::float32 : type == DataType::kHALF ? Type::float16 : Type::bfloat16;
 }
 
+// Whether planes of this type and format have a kernel, for some k.
+bool may_be(DataType type, TensorFormat format) {
+  if (!known(type)) return false;
+  return format == TensorFormat::kLINEAR ||
+         (format == TensorFormat::kHWC8 && cuda::supports(type_of(type), cuda::Layout::channels8, 1));
+}
+
 // Says what is wrong, in full where there is memory for it; returns the status of a failure.
 template <class Message>
 int32_t refuse(const Message& message) noexcept {
@@ -93,12 +100,11 @@ bool Plugin::supportsFormatCombination(int32_t position, const nvinfer1::Dynamic
   const nvinfer1::PluginTensorDesc& own = tensors[position].desc;
   const bool parameter = position == input_count - 2 || position == input_count - 1;
   if (!known(own.type) || own.type != x.type) return false;
-  if (parameter) return own.format == TensorFormat::kLINEAR;
-  if (own.format != x.format) return false;
-  if (own.format == TensorFormat::kLINEAR) return true;
-  const Dims& weight = tensors[input_count - 2].desc.dims;
-  return own.format == TensorFormat::kHWC8 && weight.nbDims == 4 &&
-         cuda::supports(type_of(own.type), cuda::Layout::channels8, weight.d[2]);
+  if (!parameter) return own.format == x.format && (position > 0 || may_be(own.type, own.format));
+  if (own.format != TensorFormat::kLINEAR) return false;
+  if (position == input_count - 1 || x.format == TensorFormat::kLINEAR) return true;
+  // What stands after `position` is not to be looked at, so k is known here and not at x.
+  return own.dims.nbDims == 4 && cuda::supports(type_of(own.type), cuda::Layout::channels8, own.dims.d[2]);
 }
 
 int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* given, int32_t input_count,
@@ -106,9 +112,15 @@ int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* given, 
   try {
     std::string problem = wrong_count(input_count, output_count);
     if (problem.empty()) {
-      const Dims* dims[4];
-      for (int32_t i = 0; i < input_count; ++i) dims[i] = &given[i].desc.dims;
-      problem = wrong_shapes(dims);
+      const Dims *dims[4], *least[4], *usual[4], *most[4];
+      for (int32_t i = 0; i < input_count; ++i) {
+        dims[i] = &given[i].desc.dims;
+        least[i] = &given[i].min;
+        usual[i] = &given[i].opt;
+        most[i] = &given[i].max;
+      }
+      for (const auto& shapes : {dims, least, usual, most})
+        if (problem.empty()) problem = wrong_shapes(shapes);
     }
     if (problem.empty()) return 0;
     report(problem);
@@ -139,6 +151,11 @@ int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc* descs, const nvinfer1:
                         const void* const* given, void* const* outputs, void*, cudaStream_t stream) noexcept {
   const Dims& x = descs[0].dims;
   const int32_t weight = inputs() - 2;
+  if (!may_be(descs[0].type, descs[0].format))
+    return refuse([&] {
+      return "x is of TensorRT's type " + std::to_string(static_cast<int32_t>(descs[0].type)) + " and format " +
+             std::to_string(static_cast<int32_t>(descs[0].format)) + ", which has no kernel";
+    });
   const cuda::Arguments arguments{
       type_of(descs[0].type),
       descs[0].format == TensorFormat::kLINEAR ? cuda::Layout::planes : cuda::Layout::channels8,

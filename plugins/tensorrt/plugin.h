@@ -42,6 +42,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                                  int32_t input_count, int32_t output_count) noexcept override;
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                           const nvinfer1::DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept override;
+  const char* getTimingCacheID() noexcept override { return version; }  // shapes and formats are added to it
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
                         const nvinfer1::PluginTensorDesc* outputs, int32_t output_count) noexcept override;

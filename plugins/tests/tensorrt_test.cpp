@@ -118,13 +118,21 @@ void formats(IPluginV3& plugin, bool add) {
       for (const TensorFormat format : layouts) {
         const bool half = type == DataType::kHALF || type == DataType::kBF16;
         const bool good_type = half || type == DataType::kFLOAT;
-        const bool good = good_type && (format == TensorFormat::kLINEAR ||
-                                        (format == TensorFormat::kHWC8 && half && k <= 3));
+        const bool plausible = good_type && (format == TensorFormat::kLINEAR ||
+                                             (format == TensorFormat::kHWC8 && half));
+        const bool good = plausible && (format == TensorFormat::kLINEAR || k <= 3);
         const std::vector<DynamicPluginTensorDesc> all = tensors(add, 4, k, type, format);
-        const auto supports = [&](int32_t position, const std::vector<DynamicPluginTensorDesc>& given) {
+        // Only what stands up to `position` is true, as TensorRT has it.
+        const auto supports = [&](int32_t position, std::vector<DynamicPluginTensorDesc> given) {
+          for (size_t i = static_cast<size_t>(position) + 1; i < given.size(); ++i) {
+            std::memset(&given[i], 0x7f, sizeof given[i]);
+            given[i].desc.dims.nbDims = -1;
+          }
           return build(plugin)->supportsFormatCombination(position, given.data(), inputs, 1);
         };
-        CHECK(supports(0, all) == good);
+        CHECK(supports(0, all) == plausible);
+        if (!plausible) continue;
+        CHECK(supports(inputs - 2, all) == good);  // the weight says k
         if (!good) continue;
         ++accepted;
         for (int32_t position = 1; position <= inputs; ++position) {
@@ -182,6 +190,15 @@ void shapes(IPluginV3& plugin, bool add) {
     CHECK(configure(plugin, all) != 0);
     CHECK(said(why));
   };
+  for (Dims DynamicPluginTensorDesc::*const end : {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::opt,
+                                                   &DynamicPluginTensorDesc::max}) {
+    std::vector<DynamicPluginTensorDesc> all = tensors(add, 4, 3);
+    all[0].desc.dims = dims({-1, -1, -1, -1});
+    CHECK(build(plugin)->configurePlugin(all.data(), static_cast<int32_t>(all.size()) - 1, &all.back(), 1) == 0);
+    all[0].*end = dims({2, 5, 6, 5});
+    CHECK(build(plugin)->configurePlugin(all.data(), static_cast<int32_t>(all.size()) - 1, &all.back(), 1) != 0);
+    CHECK(said("x is [2, 5, 6, 5]"));
+  }
   refused(weight, dims({4, 1, 4, 4}), "weight is [4, 1, 4, 4]; expected [C, 1, k, k]");
   refused(weight, dims({4, 1, 9, 9}), "k = 1, 3, 5 or 7");
   refused(weight, dims({4, 1, 3, 5}), "weight is [4, 1, 3, 5]");
@@ -212,7 +229,7 @@ std::unique_ptr<IPluginV3> again(IPluginCreatorV3One* creator, std::unique_ptr<I
   return fourth;
 }
 
-// Without a driver every launch fails: with a status and a message, not a crash.
+// Without a GPU every launch fails: with a status and a message, not a crash.
 void enqueue(IPluginV3& plugin, bool add) {
   for (const TensorFormat format : {TensorFormat::kLINEAR, TensorFormat::kHWC8}) {
     std::vector<PluginTensorDesc> descs;
@@ -224,6 +241,12 @@ void enqueue(IPluginV3& plugin, bool add) {
     void* outputs[] = {memory};
     CHECK(runtime(plugin)->enqueue(descs.data(), &descs.back(), inputs, outputs, nullptr, nullptr) != 0);
     CHECK(said("the kernel for x [2, 4, 6, 5] was not launched: "));
+    descs[0].format = TensorFormat::kCHW32;
+    CHECK(runtime(plugin)->enqueue(descs.data(), &descs.back(), inputs, outputs, nullptr, nullptr) != 0);
+    CHECK(said("format 5, which has no kernel"));
+    descs[0].format = format;
+    descs[0].dims.d[0] = 0;  // nothing to do, so nothing is launched
+    CHECK(runtime(plugin)->enqueue(descs.data(), &descs.back(), inputs, outputs, nullptr, nullptr) == 0);
   }
 }
 
@@ -231,6 +254,7 @@ void enqueue(IPluginV3& plugin, bool add) {
 
 int main(int argc, char** argv) {
   CHECK(argc == 2);
+  setenv("CUDA_VISIBLE_DEVICES", "", 1);  // the host's memory is no GPU's, so a launch must fail everywhere
   void* const library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     std::printf("FAILED %s\n", dlerror());
