@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/*)
+KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/*)
 
 .PHONY: help setup demo test lint format browser clean
 

@@ -13,12 +13,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from robust_export.native import ort_library, why_no_library
+from robust_export.errors import BuildError
+from robust_export.headers import find_tensorrt_headers
+from robust_export.native import find_nvcc, ort_library, trt_library, why_no_library, why_no_trt_library
 
 REQUIRED = (
     "torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "scikit-learn",
     "pyautoattack", "click",
 )  # fmt: skip
+
+
+TENSORRT = {
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt_rtx_cu13", "tensorrt_rtx"),
+}
+"""The packages to import, and the distributions that they come in."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Return every check, the required ones first."""
-    return [*_packages(), *_runtime(), *_gpu(), *_building(), _disk()]
+    return [*_packages(), *_runtime(), *_gpu(), *_building(), *_tensorrt(), _disk()]
 
 
 def _packages() -> Iterator[Check]:
@@ -84,6 +93,26 @@ def _building() -> Iterator[Check]:
     )  # fmt: skip
 
 
+def _tensorrt() -> Iterator[Check]:
+    found = [f"{name} {version}" for name in TENSORRT if (version := _importable(name))]
+    yield Check(
+        "TensorRT", "ok" if found else "optional", ", ".join(found) or "not installed",
+        "" if found else "pip install 'robust-export[tensorrt]', or [rtx] for TensorRT for RTX",
+    )  # fmt: skip
+    nvcc = find_nvcc()
+    yield Check("nvcc", "ok" if nvcc else "optional", nvcc or "none", "" if nvcc else "NVIDIA's CUDA toolkit")
+    try:
+        headers, missing = find_tensorrt_headers().origin, ""
+    except BuildError as error:
+        headers, missing = "none", str(error)
+    yield Check("TensorRT's headers", "optional" if missing else "ok", headers, missing)
+    library = trt_library()
+    yield Check(
+        "TensorRT plugin", "ok" if library else "optional", str(library) if library else "none",
+        "" if library else why_no_trt_library(),
+    )  # fmt: skip
+
+
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free
     enough = free > 2 << 30
@@ -98,7 +127,10 @@ def _gpu_name() -> str | None:
         return None
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
 
 
 def _version(package: str) -> str | None:
@@ -106,3 +138,10 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _importable(package: str) -> str | None:
+    """Return the version of one of TENSORRT that is installed; it is not imported, which takes long."""
+    if importlib.util.find_spec(package) is None:
+        return None
+    return next((version for name in TENSORRT[package] if (version := _version(name))), "of unknown version")

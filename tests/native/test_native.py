@@ -46,9 +46,11 @@ def script(path: Path, says: str) -> Path:
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with nothing in it, and no library given."""
+    """A cache with nothing in it, and no library or headers given."""
     monkeypatch.setenv("ROBUST_EXPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ROBUST_EXPORT_ORT_LIBRARY")
+    for name in ("ROBUST_EXPORT_TRT_LIBRARY", "ROBUST_EXPORT_CUDA_ARCHS", "TENSORRT_INCLUDE_DIR"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path / "cache"
 
 
@@ -107,9 +109,9 @@ def test_without_headers(empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert result.exit_code == 1
     assert f"ONNXRUNTIME_INCLUDE_DIR is {tmp_path}" in result.stderr
     monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR")
-    monkeypatch.setattr("robust_export.headers.SYSTEM", ())
-    monkeypatch.setattr("robust_export.headers.KEYRING", str(tmp_path / "none.gpg"))
-    monkeypatch.setattr("robust_export.headers.ARCHIVE", "file:///nowhere/{version}-{arch}.tgz")
+    monkeypatch.setattr("robust_export.headers.onnxruntime.SYSTEM", ())
+    monkeypatch.setattr("robust_export.headers.onnxruntime.KEYRING", str(tmp_path / "none.gpg"))
+    monkeypatch.setattr("robust_export.headers.onnxruntime.ARCHIVE", "file:///nowhere/{version}-{arch}.tgz")
     result = run("plugins", "build")
     assert result.exit_code == 1
     for word in ("onnxruntime_cxx_api.h", "none.gpg", "release 1.21.0", "ONNXRUNTIME_INCLUDE_DIR"):
@@ -127,9 +129,9 @@ def test_headers_from_a_release_archive(
         for name in ("onnxruntime_c_api.h", "onnxruntime_cxx_api.h"):
             file.add(headers / name, f"onnxruntime-linux-x64-1.21.0/include/{name}")
     monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR")
-    monkeypatch.setattr("robust_export.headers.SYSTEM", ())
-    monkeypatch.setattr("robust_export.headers.KEYRING", str(tmp_path / "none.gpg"))
-    monkeypatch.setattr("robust_export.headers.ARCHIVE", archive.as_uri())
+    monkeypatch.setattr("robust_export.headers.onnxruntime.SYSTEM", ())
+    monkeypatch.setattr("robust_export.headers.onnxruntime.KEYRING", str(tmp_path / "none.gpg"))
+    monkeypatch.setattr("robust_export.headers.onnxruntime.ARCHIVE", archive.as_uri())
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])  # a connection that broke off
     with pytest.raises(BuildError, match=r"release 1\.21\.0: "):

@@ -58,7 +58,10 @@ def plugins() -> None:
 @click.option("--force", is_flag=True, help="Build again what is built already.")
 @json_option
 def build(force: bool, as_json: bool) -> None:
-    """Build the kernels for this machine with CMake, into the cache."""
+    """Build the kernels for this machine with CMake, into the cache.
+
+    Without nvcc and TensorRT's headers there is none for TensorRT, which is no failure.
+    """
     from robust_export import native
 
     console = Console(as_json)
@@ -70,6 +73,10 @@ def build(force: bool, as_json: bool) -> None:
     if built.without_cuda:
         console.say(f"without the kernel for GPUs: {built.without_cuda}")
     console.say(f"built {built.path} with {built.tools.version}, ONNX Runtime's headers from {built.headers}")
+    if built.without_tensorrt:
+        console.say(f"without the TensorRT plugin: {built.without_tensorrt}")
+    if built.tensorrt:
+        console.say(f"built {built.tensorrt} for GPUs {built.architectures}, {built.tensorrt_headers}")
 
 
 @plugins.command()
@@ -91,6 +98,8 @@ def info(as_json: bool) -> None:
 def _loads(entry: dict[str, Any]) -> str:
     if not entry["loads"]:
         return str(entry["why"])
+    if entry.get("info"):
+        return f"yes: {entry['info']}"
     if "instructions" not in entry:
         return "yes"
     gpu = "; CUDA kernel built, not run on a GPU here" if entry["cuda"] else ""

@@ -7,7 +7,6 @@ is fetched is kept in the cache. A library that is built with them asks for API 
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import platform
@@ -19,13 +18,13 @@ import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from robust_export.errors import BuildError, reason
 from robust_export.files import replace_folder
+from robust_export.headers.folder import Headers
 
-HEADER = "onnxruntime_cxx_api.h"
+HEADER, C_API = "onnxruntime_cxx_api.h", "onnxruntime_c_api.h"
 OLDEST = 18  # of the API, which has every function that the kernels call
 SYSTEM = ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime", "/usr/include", "/usr/local/include")
 SUITE, MIRROR = "trixie", "http://deb.debian.org/debian"
@@ -37,19 +36,6 @@ FAILURES = (
     OSError, EOFError, zlib.error, http.client.HTTPException, subprocess.SubprocessError, tarfile.TarError,
 )  # fmt: skip
 """Of a download, and of what was downloaded; URLError is an OSError."""
-
-
-@dataclass(frozen=True)
-class Headers:
-    """A folder with ONNX Runtime's headers."""
-
-    path: Path
-    origin: str  # in words
-
-    @property
-    def digest(self) -> str:
-        """Return the SHA-256 of the C API's header."""
-        return hashlib.sha256((self.path / "onnxruntime_c_api.h").read_bytes()).hexdigest()
 
 
 def find_headers(cache: Path) -> Headers:
@@ -65,10 +51,10 @@ def find_headers(cache: Path) -> Headers:
             raise BuildError(
                 f"ONNXRUNTIME_INCLUDE_DIR is {given}, which has no {HEADER} of API {OLDEST} or later"
             )
-        return Headers(folder, f"ONNXRUNTIME_INCLUDE_DIR ({folder})")
+        return Headers(folder, f"ONNXRUNTIME_INCLUDE_DIR ({folder})", C_API)
     for name in SYSTEM:
         if folder := _folder_with_header(Path(name)):
-            return Headers(folder, str(folder))
+            return Headers(folder, str(folder), C_API)
     tried = ["no system include folder has it"]
     fetches: list[tuple[str, Callable[[Path], str | None]]] = [
         (f"Debian {SUITE}'s libonnxruntime-dev", _from_debian),
@@ -83,7 +69,7 @@ def find_headers(cache: Path) -> Headers:
             if folder is None:
                 tried.append(f"{origin}: {problem or 'it has no such file'}")
                 continue
-        return Headers(folder, origin)
+        return Headers(folder, origin, C_API)
     raise BuildError(
         f"ONNX Runtime's header {HEADER} was not found, so its kernel cannot be built:\n  "
         + "\n  ".join(tried)
@@ -97,7 +83,7 @@ def _folder_with_header(folder: Path) -> Path | None:
     layouts = (folder, folder / "include", folder / "usr/include/onnxruntime", folder / "onnxruntime",
                folder / "onnxruntime/core/session")  # fmt: skip
     for place in layouts:
-        if (place / HEADER).is_file() and _api_version(place / "onnxruntime_c_api.h") >= OLDEST:
+        if (place / HEADER).is_file() and _api_version(place / C_API) >= OLDEST:
             return place
     return None
 
