@@ -16,7 +16,7 @@ FLOORS = [
     {"classifier", "config", "device", "files", "images", "timing"},
     {"headers", "recipe", "sparta", "units"},
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "optim", "stem", "weights"},
-    {"models", "nvrtc", "provenance", "workspace"},
+    {"flavors", "models", "nvrtc", "provenance", "workspace"},
     {"export", "runtimes", "training"},
     {"bench", "verification"},
     {"demo", "doctor"},

@@ -1,0 +1,10 @@
+"""Which TensorRT there is: `tensorrt`, or TensorRT for RTX, which builds engines without a GPU.
+
+Both have one API, and each takes one logger and one library of plugins a process. Nothing here needs torch.
+"""
+
+from robust_export.flavors.finding import FLAVORS, INSTALL, Flavor, find
+from robust_export.flavors.gpu import gpu
+from robust_export.flavors.plugins import PLUGINS, load_plugins
+
+__all__ = ["FLAVORS", "INSTALL", "PLUGINS", "Flavor", "find", "gpu", "load_plugins"]
