@@ -1,0 +1,323 @@
+"""Real engines of TensorRT for RTX, and what it or we refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from robust_export.errors import ArtifactError, InvalidValue, UnknownName
+from robust_export.export.bundle import FILES, PRECISIONS
+from robust_export.export.tensorrt import Batch, Options, build_engine, read
+from robust_export.export.tensorrt.build import Refusal, check_options
+from robust_export.export.tensorrt.engines import build, dotted, parse, targets
+from robust_export.export.tensorrt.inspect import Layer, check_engine, check_network
+from robust_export.export.tensorrt.monitor import Monitor
+from robust_export.flavors import Flavor
+
+KNOWN = [(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)]
+TURING_LACKS = {"fp32": "FP32 GEMM is not supported", "bf16": "b16", "int8": "FP32 GEMM is not supported"}
+
+
+@pytest.mark.parametrize("kind", ["library", "none"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_engines_for_every_compute_capability(
+    precisions: Path, rtx: Flavor, plugin: Path, precision: str, kind: str
+) -> None:
+    parsed = parse(read(precisions / FILES[precision], kind), precision, rtx)
+    nodes = len(parsed.graph.sparta)
+    assert parsed.plugin_layers == (nodes if kind == "library" else 0)
+    assert parsed.library == (plugin if kind == "library" else None)
+    refused: dict[tuple[int, int], str] = {}
+    engines = {}
+    for engine in build(parsed, refused=lambda c, e: refused.update({c: str(e)})):
+        engines[engine.capability] = engine.plan
+    assert set(KNOWN) <= {*engines, *refused}
+    assert set(refused) == ({(7, 5)} if precision in TURING_LACKS else set())
+    for why in refused.values():
+        assert TURING_LACKS[precision] in why
+    assert all(len(plan) > 10_000 for plan in engines.values())
+    assert len(set(engines.values())) == len(engines)
+
+
+def test_the_body_needs_no_plugin_library(
+    trained: Path, rtx: Flavor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "")
+    with pytest.raises(ArtifactError, match=r"ROBUST_EXPORT_TRT_LIBRARY is set to nothing\n.*--plugin none"):
+        parse(read(trained / "model.onnx"), "fp32", rtx)
+    engine = build_engine(trained / "model.onnx", "fp32", flavor="rtx", plugin="none", capability=(8, 9))
+    assert engine.capability == (8, 9)
+    assert not engine.inspected
+
+
+def test_fused_additions_are_plugin_layers(trained: Path, rtx: Flavor, plugin: Path) -> None:
+    plain, fused = (parse(read(trained / "model.onnx", fuse_add=f), "fp32", rtx) for f in (False, True))
+    assert fused.plugin_layers == plain.plugin_layers
+    assert len(fused.layers) < len(plain.layers)
+    [engine] = build(fused, [(8, 9)])
+    assert engine.plan
+
+
+def test_which_compute_capabilities(rtx: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "robust_export.export.tensorrt.engines"
+    monkeypatch.setattr(f"{module}.gpu", lambda: None)
+    assert set(targets(rtx)) == set(rtx.capabilities)
+    assert list(targets(rtx, [(12, 0), (8, 9)])) == [(12, 0), (8, 9)]
+    with pytest.raises(InvalidValue, match=r"9\.0; TensorRT for RTX .* builds for 7\.5, 8\.0"):
+        targets(rtx, [(9, 0)])
+    proper = replace(rtx, name="tensorrt")  # which builds for the GPU that is there
+    with pytest.raises(ArtifactError, match=r"needs the GPU .*--flavor rtx"):
+        targets(proper)
+    monkeypatch.setattr(f"{module}.gpu", lambda: (8, 9))
+    assert targets(rtx) == {(8, 9): rtx.trt.ComputeCapability.CURRENT}
+    assert targets(proper) == targets(proper, [(8, 9)]) == {(8, 9): None}
+    with pytest.raises(InvalidValue, match=r"8\.6; .* for the GPU that is there, which has 8\.9"):
+        targets(proper, [(8, 9), (8, 6)])
+
+
+def test_an_engine_for_no_gpu_in_particular(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robust_export.export.tensorrt.engines.gpu", lambda: None)
+    with pytest.raises(ArtifactError, match="none was given"):
+        build_engine(trained / "model.onnx", "fp32", flavor="rtx", plugin="none")
+
+
+def test_what_is_refused_is_an_error_where_it_was_asked_for(trained: Path, rtx: Flavor) -> None:
+    parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
+    with pytest.raises(Refusal, match=r"compute capability 7\.5: .* FP32 GEMM is not supported"):
+        list(build(parsed, [(7, 5)], refused=lambda *_: None))
+    only = replace(rtx)
+    object.__setattr__(parsed, "flavor", only)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(only), "capabilities", {(7, 5): rtx.capabilities[7, 5]})
+        with pytest.raises(Refusal, match=r"compute capability 7\.5"):  # nothing was built at all
+            list(build(parsed, refused=lambda *_: None))
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3), (-1, -1, -1)])
+def test_batches_that_are_none(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(InvalidValue, match="batch is"):
+        Batch(*sizes)
+
+
+def test_options_that_are_none(rtx: Flavor, tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match="workspace is 0 GiB"):
+        Options(workspace=0)
+    with pytest.raises(UnknownName, match="hardware compatibility 'ampere'"):
+        Options(hardware_compatible="ampere")
+    for options, word in (
+        (Options(timing_cache=tmp_path / "x"), "timing cache"),
+        (Options(version_compatible=True), "lean runtime"),
+        (Options(hardware_compatible="ampere_plus"), "hardware compatibility"),
+    ):
+        with pytest.raises(ArtifactError, match=word):
+            check_options(rtx, options)
+    check_options(rtx, Options(tf32=True, workspace=1))
+
+
+class Spy:
+    """Stands between a network and TensorRT, and keeps the last configuration."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder, self.config, self.profile = builder, None, None
+
+    def create_builder_config(self) -> Any:
+        self.config = self.builder.create_builder_config()
+        return self.config
+
+    def create_optimization_profile(self) -> Any:
+        self.profile = self.builder.create_optimization_profile()
+        return self.profile
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        return self.builder.build_serialized_network(network, config)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_options_reach_tensorrt(trained: Path, rtx: Flavor, tf32: bool) -> None:
+    parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
+    spy = Spy(parsed.network.builder)
+    parsed.network.builder = spy
+    [_] = build(parsed, [(8, 9)], Options(Batch(2, 3, 5), tf32=tf32, workspace=0.5))
+    config, profile = spy.config, spy.profile
+    assert config is not None
+    assert profile is not None
+    assert config.get_flag(rtx.trt.BuilderFlag.TF32) is tf32
+    assert config.get_memory_pool_limit(rtx.trt.MemoryPoolType.WORKSPACE) == 1 << 29
+    assert config.get_compute_capability(0) == rtx.trt.ComputeCapability.SM89
+    assert config.profiling_verbosity == rtx.trt.ProfilingVerbosity.DETAILED
+    assert [tuple(shape) for shape in profile.get_shape("pixels")] == [(n, 3, 8, 8) for n in (2, 3, 5)]
+    assert parsed.network.network.get_flag(rtx.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+# --- progress ---
+
+
+def test_phases_are_told_and_a_failure_there_is_raised(trained: Path, rtx: Flavor) -> None:
+    parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
+    phases: list[str] = []
+    [_] = build(parsed, [(8, 9)], monitor=Monitor(phases.append))
+    assert "Building engine" in phases
+
+    def broken(phase: str) -> None:
+        raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="the terminal is gone"):
+        list(build(parsed, [(8, 9)], monitor=Monitor(broken)))
+
+
+# --- what is proved ---
+
+
+def layers(kinds: str, precision: str = "fp32") -> list[Layer]:
+    """Return layers by letters: p a plugin's, c a convolution."""
+    names = {"p": "PLUGIN_V3", "c": "CONVOLUTION"}
+    return [Layer(f"{kind}{i}", names[kind], precision, ()) for i, kind in enumerate(kinds)]
+
+
+def test_what_is_not_as_asked_is_refused(trained: Path, rtx: Flavor) -> None:
+    graph = replace(read(trained / "model.onnx"), sparta=("p0", "p1"), products=2)
+    assert check_network(layers("ppcc"), graph, "fp32", rtx) == 2
+    with pytest.raises(ArtifactError, match="made 1 plugin layers of the 2 Sparta nodes"):
+        check_network(layers("pccc"), graph, "fp32", rtx)
+    with pytest.raises(ArtifactError, match=r"are 2 in fp32 for .*; expected 2 in fp16: no engine"):
+        check_network(layers("ppcc"), graph, "fp16", rtx)
+    with pytest.raises(ArtifactError, match="1 in fp16, 1 in fp32"):
+        check_network([*layers("ppc"), *layers("c", "fp16")], graph, "fp32", rtx)
+    with pytest.raises(ArtifactError, match="3 in fp32"):
+        check_network(layers("ppccc"), graph, "fp32", rtx)
+    body = replace(graph, plugin="none")
+    assert check_network([*layers("cc", "fp16"), *layers("cc")], body, "fp16", rtx) == 0
+    with pytest.raises(ArtifactError, match="made 2 plugin layers"):
+        check_network(layers("ppcc"), body, "fp32", rtx)
+
+
+def test_a_file_of_another_precision_is_refused(precisions: Path, rtx: Flavor, plugin: Path) -> None:
+    for precision, asked in (("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "int8")):
+        with pytest.raises(ArtifactError, match=f"in {precision} for .*; expected .* in {asked}"):
+            parse(read(precisions / FILES[precision]), asked, rtx)
+
+
+def test_an_engine_that_lost_something_is_refused(trained: Path) -> None:
+    graph = replace(read(trained / "model.onnx"), sparta=("a", "b"))
+    plugins: list[dict[str, Any]] = [{"Name": n, "LayerType": "PluginV3"} for n in "ab"]
+    half = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}]}
+    wide = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}
+    check_engine([*plugins, half], graph, "fp16")
+    check_engine([*plugins, wide], graph, "fp32")
+    check_engine([*plugins, {"LayerType": "gemm"}], graph, "fp16")  # an inspector that tells no types
+    with pytest.raises(ArtifactError, match="has 1 plugin layers; expected 2"):
+        check_engine([*plugins[:1], half], graph, "fp16")
+    with pytest.raises(ArtifactError, match=r"no layer of the engine .* is in fp16"):
+        check_engine([*plugins, wide], graph, "fp16")
+
+
+@pytest.mark.gpu
+def test_an_engine_for_this_gpu_is_read_back(trained: Path) -> None:
+    from robust_export.flavors import gpu
+
+    if gpu() is None:
+        pytest.skip("there is no GPU that CUDA sees")
+    assert build_engine(trained / "model.onnx", "fp32").inspected
+
+
+# --- what TensorRT refuses: in a process of its own, which must survive it ---
+
+REFUSALS = """
+import json, sys
+from pathlib import Path
+from robust_export.errors import RobustExportError
+from robust_export.export.tensorrt import build_engine
+said = {}
+for path in sys.argv[1:]:
+    try:
+        build_engine(Path(path), "fp32", flavor="rtx", capability=(8, 9))
+        said[Path(path).stem] = "built"
+    except RobustExportError as error:
+        said[Path(path).stem] = f"{type(error).__name__}: {error}"
+print(json.dumps(said))
+"""
+
+EXPECTED = {
+    "whole": "^built$",
+    "types": r"input 1 is of TensorRT's type 1, x of 0; expected all inputs of one type",
+    "kernel": r"weight is \[6, 1, 4, 4\]; expected \[C, 1, k, k\] with k = 1, 3, 5 or 7",
+    "channels": r"bias is \[6\], weight \[7, 1, 3, 3\]",
+    "attribute": "channels is -3; expected 1 or more",
+    "operator": "does not take .*Nonsense .*Plugin not found",
+    "garbage": "cannot be read as an ONNX file",
+    "text": "ONNX file",
+}
+
+
+def spoil(model: onnx.ModelProto, how: str) -> None:
+    """Make one thing of a model's first Sparta node wrong."""
+    node = next(n for n in model.graph.node if n.op_type == "Sparta")
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+    weight = numpy_helper.to_array(tensor)
+    changed: dict[str, npt.NDArray[Any]] = {
+        "types": weight.astype(np.float16),
+        "kernel": np.zeros((len(weight), 1, 4, 4), np.float32),
+        "channels": np.zeros((len(weight) + 1, *weight.shape[1:]), np.float32),
+    }
+    if how in changed:
+        tensor.CopyFrom(numpy_helper.from_array(changed[how], tensor.name))
+    if how == "attribute":
+        next(a for a in node.attribute if a.name == "channels").i = -3
+    if how == "operator":
+        next(n for n in model.graph.node if n.op_type == "Conv").op_type = "Nonsense"
+
+
+@pytest.fixture(scope="module")
+def said(
+    trained: Path, rtx: Flavor, plugin: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """What we say of each spoilt file."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    for how in EXPECTED:
+        model = onnx.load(trained / "model.onnx")
+        spoil(model, how)
+        content = {"garbage": bytes(range(256)), "text": b"hello, this is no ONNX file"}
+        (folder / f"{how}.onnx").write_bytes(content.get(how, model.SerializeToString()))
+    command = [sys.executable, "-c", REFUSALS, *(str(folder / f"{how}.onnx") for how in EXPECTED)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+    assert ran.returncode == 0, (ran.returncode, ran.stderr[-2000:])
+    result: dict[str, str] = json.loads(ran.stdout)
+    return result
+
+
+@pytest.mark.parametrize("how", EXPECTED)
+def test_what_tensorrt_refuses_is_our_error(said: dict[str, str], how: str) -> None:
+    assert re.search(EXPECTED[how], said[how]), said[how]
+    if how != "whole":
+        assert said[how].startswith(("ArtifactError: ", "Refusal: "))
+
+
+def test_a_tensorrt_that_does_not_start_says_why(trained: Path, rtx: Flavor) -> None:
+    def builder(logger: Any) -> None:
+        logger.log(rtx.trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    dead = replace(rtx, trt=SimpleNamespace(Builder=builder, __version__="10.14"))
+    with pytest.raises(ArtifactError, match=r"cannot start: CUDA initialization failure .*--flavor rtx"):
+        parse(read(trained / "model.onnx", "none"), "fp32", dead)
+
+
+def test_names_of_compute_capabilities() -> None:
+    assert Counter(map(dotted, KNOWN)) == Counter(["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])
