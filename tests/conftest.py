@@ -22,6 +22,7 @@ from robust_export.bundle import Bundle
 from robust_export.config import Recipe
 from robust_export.errors import BuildError
 from robust_export.export.bundle import export_bundle
+from robust_export.flavors import gpu
 from robust_export.recipe import merge, parse
 from robust_export.training import train
 
@@ -33,6 +34,14 @@ TINY: dict[str, dict[str, Any]] = {
     "train": {"epochs": 3, "batch_size": 128, "ema": 0.8},
     "verify": {"attacks": ["apgd-ce"], "iterations": 5, "queries": 20, "ascent": 5, "max_drop": 0.02},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where CUDA sees none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and gpu() is None:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="not run: there is no NVIDIA GPU"))
 
 
 def tiny_recipe(**sections: dict[str, Any]) -> Recipe:

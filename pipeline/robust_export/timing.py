@@ -65,10 +65,12 @@ def copy_bandwidth(threads: int, *, megabytes: int = 256, rounds: int = 10) -> f
 def _run_for(call: Call, least: float) -> list[float]:
     """Call at least once, and until `least` seconds are over; return what each call took."""
     taken: list[float] = []
-    while not taken or sum(taken) < least:
+    total = 0.0
+    while not taken or total < least:
         started = time.perf_counter()
         call()
         taken.append(time.perf_counter() - started)
+        total += taken[-1]
     return taken
 
 

@@ -205,28 +205,46 @@ def verify(
 @click.option(
     "--batch", "batches", default="1,32", show_default=True, metavar="N,M", help="Images at a time."
 )
-@click.option("--threads", default="1", show_default=True, metavar="N,M", help="Of one inference.")
+@click.option("--threads", metavar="N,M", help="Of one inference.  [1]")
 @click.option(
-    "--against", metavar="A,B", help="relu, body, eager, compile, openvino, openvino-relu.  [all of them]"
+    "--against",
+    metavar="A,B",
+    help="relu, body, eager, compile, openvino, openvino-relu; plugin, aot, body, relu, compile of TensorRT. "
+    "[all of them]",
 )
 @click.option("--rounds", type=int, default=10, show_default=True, help="Turns that everything gets.")
 @click.option("--operator", is_flag=True, help="Measure Sparta alone on the model's planes as well.")
+@click.option(
+    "--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True,
+    help="tensorrt builds engines on the GPU and measures those.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of TensorRT's engines.  [fp32]"
+)
 @json_option
 def bench(
-    model: str, batches: str, threads: str, against: str | None, rounds: int, operator: bool, as_json: bool
-) -> None:
-    """Measure a bundle's model.onnx side by side with its ReLU twin and with other runtimes."""
-    from robust_export.bench import bench_bundle
-    from robust_export.bench.models import PEERS
+    model: str, batches: str, threads: str | None, against: str | None, rounds: int, operator: bool,
+    runtime: str, precision: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure a bundle's network side by side with its ReLU twin and with other runtimes."""
+    from robust_export.bench import bench_bundle, bench_engines
     from robust_export.bundle import Bundle
 
     console = Console(as_json)
-    peers = tuple(name.strip() for name in against.split(",")) if against is not None else tuple(PEERS)
+    bundle, sizes = Bundle.open(model), _counts("--batch", batches)
+    given: dict[str, Any] = {"rounds": rounds, "say": console.say}
+    if against is not None:
+        given["against"] = tuple(name.strip() for name in against.split(","))
     with interruptible("the benchmark was interrupted"):
-        result = bench_bundle(
-            Bundle.open(model), batches=_counts("--batch", batches), threads=_counts("--threads", threads),
-            against=peers, rounds=rounds, operator=operator, say=console.say,
-        )  # fmt: skip
+        if runtime == "tensorrt":
+            if operator or threads:
+                raise InvalidValue("--operator and --threads are of --runtime onnxruntime: leave them out")
+            result = bench_engines(bundle, batches=sizes, precision=precision or "fp32", **given)
+        else:
+            if precision:
+                raise InvalidValue("--precision is of --runtime tensorrt: leave it out")
+            counts = _counts("--threads", threads or "1")
+            result = bench_bundle(bundle, batches=sizes, threads=counts, operator=operator, **given)
     console.show(result.to_dict(), *result.tables())
     for name, why in result.missing.items():
         console.say(f"not measured: {name}: {why}")

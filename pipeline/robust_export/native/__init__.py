@@ -11,7 +11,7 @@ ONNXRUNTIME_INCLUDE_DIR and TENSORRT_INCLUDE_DIR the headers; CXX and CUDACXX th
 """
 
 from robust_export.native.building import Build, build
-from robust_export.native.description import describe
+from robust_export.native.description import describe, ort_has_cuda
 from robust_export.native.libraries import (
     load_problem,
     open_trt_library,
@@ -25,6 +25,6 @@ from robust_export.native.tools import Tools, find_nvcc, find_tools
 
 __all__ = [
     "HOW", "KERNEL_SIZES", "ORT_LIBRARY", "TRT_LIBRARY", "Build", "Tools", "build", "cache", "describe",
-    "find_nvcc", "find_tools", "load_problem", "open_trt_library", "ort_library", "sources", "trt_library",
-    "why_no_library", "why_no_trt_library",
+    "find_nvcc", "find_tools", "load_problem", "open_trt_library", "ort_has_cuda", "ort_library", "sources",
+    "trt_library", "why_no_library", "why_no_trt_library",
 ]  # fmt: skip

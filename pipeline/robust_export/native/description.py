@@ -52,6 +52,12 @@ def _what_it_has(library: Path) -> dict[str, Any]:
         return {}  # another library than ours
 
 
+def ort_has_cuda() -> bool:
+    """Return whether the library for ONNX Runtime has a kernel for its CUDA provider."""
+    library = ort_library()
+    return library is not None and bool(_what_it_has(library).get("cuda"))
+
+
 def _tensorrt() -> dict[str, Any]:
     library = trt_library()
     if library is None:

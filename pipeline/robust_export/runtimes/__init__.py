@@ -11,20 +11,27 @@ if TYPE_CHECKING:
     from robust_export.classifier import Artifact
     from robust_export.runtimes.remote import RemoteClassifier
 
-RUNTIMES = ("onnxruntime", "openvino", "reference")
+ONNX_RUNTIMES = (
+    "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-rtx", "openvino", "reference",
+)  # fmt: skip
+RUNTIMES = (*ONNX_RUNTIMES, "tensorrt")
 
 
 def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -> Artifact:
-    """Return an ONNX file as a classifier of the runtime named; `settings` are its own.
+    """Return a file, ONNX or an engine, as a classifier of the runtime named; `settings` are its own.
 
     Raises:
         UnknownName: for another runtime.
-        ArtifactError: if the runtime is not installed, or refuses the file.
+        ArtifactError: if the runtime is not installed, has no GPU that it needs, or refuses the file.
     """
-    if runtime == "onnxruntime":
+    if runtime.startswith("onnxruntime") and runtime in RUNTIMES:
         from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
-        return OnnxRuntimeClassifier(path, **settings)
+        return OnnxRuntimeClassifier(path, runtime=runtime, **settings)
+    if runtime == "tensorrt":
+        from robust_export.runtimes.tensorrt import TensorRTClassifier
+
+        return TensorRTClassifier(path, **settings)
     if runtime == "openvino":
         from robust_export.runtimes.openvino import OpenVinoClassifier
 

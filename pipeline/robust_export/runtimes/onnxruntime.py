@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import onnxruntime as ort
 
 from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, BuildError, reason
-from robust_export.native import HOW, KERNEL_SIZES, ort_library, why_no_library
+from robust_export.native import HOW, KERNEL_SIZES, ort_has_cuda, ort_library, why_no_library
 from robust_export.runtimes.blocked import BLOCKED, DOMAIN, OPERATOR, blocked_session
 from robust_export.runtimes.graph import (
     Planes,
@@ -25,6 +24,7 @@ from robust_export.runtimes.graph import (
     sparta_nodes,
     with_activations,
 )
+from robust_export.runtimes.providers import PROVIDERS, Provider, prepare, start
 
 CPU = "CPUExecutionProvider"
 NO_KERNEL = "Could not find an implementation"  # ONNX Runtime's words for a format that it cannot compute in
@@ -35,7 +35,7 @@ class OnnxRuntimeClassifier:
 
     Args:
         path: a file with one input, float32 [N, C, H, W], whose first output is the logits [N, K].
-        providers: ONNX Runtime's execution providers, in order of preference.
+        runtime: "onnxruntime", on the CPU, or one of `providers.PROVIDERS`, wholly on the GPU.
         threads: of one inference; 0 lets ONNX Runtime choose.
         kernel: run Sparta with the fused kernel where it is built; False, or where it is not, runs the file's
             own function body, as a stock ONNX Runtime does.
@@ -47,25 +47,22 @@ class OnnxRuntimeClassifier:
         BuildError: if there is a kernel, but ONNX Runtime cannot load it.
     """
 
-    runtime = "onnxruntime"
-
     def __init__(
-        self, path: str | Path, *, providers: Sequence[str] = (CPU,), batch_size: int = 256, threads: int = 0,
+        self, path: str | Path, *, runtime: str = "onnxruntime", batch_size: int = 256, threads: int = 0,
         kernel: bool = True, spin: bool = True,
     ) -> None:  # fmt: skip
         self.path = Path(path)
         self.batch_size = batch_size
-        self.providers = list(providers)
+        self.runtime = runtime
+        self.provider = PROVIDERS.get(runtime)
         self.threads = threads
         self.spin = spin
         model = read_model(self.path)
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.precision = precision_of(model)
         self.sparta_nodes = len(sparta_nodes(model))
-        self.kernel_file = ort_library() if kernel and self.sparta_nodes else None
-        self._misfit = _without_kernel(model)
-        if self._misfit:
-            self.kernel_file = None
+        self._misfit = _without_kernel(model) or _without_gpu_kernel(self.provider)
+        self.kernel_file = ort_library() if kernel and self.sparta_nodes and not self._misfit else None
         self._session = self._start(model)
         self._check_signature()
 
@@ -89,6 +86,8 @@ class OnnxRuntimeClassifier:
 
         A node whose function body was inlined is none of them.
         """
+        if self.provider and self.provider.plugin:
+            return self.sparta_nodes  # inside TensorRT's engine; without its plugin there was no session
         events = self.profile(np.zeros((1, *self.plane), np.float32))
         fused = [event["args"] for event in events if event["args"]["op_name"] in (OPERATOR, BLOCKED)]
         return len({args["node_index"] for args in fused})
@@ -134,17 +133,23 @@ class OnnxRuntimeClassifier:
     def _start(self, model: onnx.ModelProto, profile: Path | None = None) -> Any:
         """Start a session: in the blocked layout where that can be had, as the file is elsewhere."""
         session = None
-        if self.kernel_file is not None and self.providers == [CPU]:
-            session = blocked_session(model, lambda: self._options(profile), self.providers)
+        if self.kernel_file is not None and self.provider is None:
+            session = blocked_session(model, lambda: self._options(profile), [CPU])
         if session is not None:
             return session
         options = self._options(profile)
         try:
-            return ort.InferenceSession(model.SerializeToString(), options, providers=self.providers)
+            if self.provider:
+                given = prepare(model, self.provider)
+                return start(given.SerializeToString(), options, self.provider, str(self.path))
+            return ort.InferenceSession(model.SerializeToString(), options, providers=[CPU])
+        except ArtifactError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
+            where = self.provider.name if self.provider else CPU
             if NO_KERNEL in str(error) and self.precision in ("fp16", "bf16"):
                 raise ArtifactError(
-                    f"ONNX Runtime's {self.providers[0]} has no {self.precision} arithmetic for {self.path}: "
+                    f"ONNX Runtime's {where} has no {self.precision} arithmetic for {self.path}: "
                     f"{reason(error)}. Use a device that has it, or the slow --runtime reference."
                 ) from error
             raise ArtifactError(f"ONNX Runtime cannot load {self.path}: {reason(error)}") from error
@@ -199,4 +204,15 @@ def _without_kernel(model: onnx.ModelProto) -> str:
                 f"no fused kernel: the weight of {node.name} is {shape}; the kernel's are [C, 1, k, k] with "
                 f"k = {sizes}"
             )
+    return ""
+
+
+def _without_gpu_kernel(provider: Provider | None) -> str:
+    """Return why no kernel of ours runs on a provider, nothing if one does, or it is none for GPUs."""
+    if provider is None:
+        return ""
+    if not provider.kernel:
+        return f"no fused kernel: ONNX Runtime has none of ours for its {provider.name}"
+    if not ort_has_cuda():
+        return f"no fused kernel: the library was built without the one for {provider.name}; {HOW}"
     return ""

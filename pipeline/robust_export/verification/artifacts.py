@@ -1,4 +1,4 @@
-"""What is verified: files in the bundle or elsewhere, and served models, each in every way it runs here."""
+"""How artifacts run here: each file in every way that this machine can, each served model as it is."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from robust_export.bundle import Bundle
 from robust_export.classifier import Artifact
 from robust_export.config import Verify
-from robust_export.errors import ArtifactError, BundleError, reason
+from robust_export.errors import ArtifactError, reason
 from robust_export.files import sha256
 from robust_export.native import ort_library
 from robust_export.runtimes import is_url, open_file, open_url
 from robust_export.runtimes.graph import HALVES, precision_of, read_model
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.runtimes.providers import PROVIDERS
+from robust_export.runtimes.tensorrt import NoGPU
+from robust_export.verification.listing import AUTO, ENGINE
 
-AUTO = "auto"
 SLOW = {"iterations": 10, "queries": 50, "ascent": 5}  # budgets on the reference evaluator, at most
-KIND = "onnx"
 
 
 class NoRuntime(ArtifactError):
@@ -71,38 +72,6 @@ class Subject:
         return self.file.stat().st_size if self.file else None
 
 
-def find(bundle: Bundle, given: Sequence[str | Path]) -> list[str | Path]:
-    """Return the files and addresses to judge: those given, or all of the bundle's.
-
-    A bare name is looked up in the bundle first.
-
-    Raises:
-        BundleError: if none is given and the bundle has none.
-        ArtifactError: if a file is missing.
-    """
-    if not given:
-        names = bundle.files(KIND)
-        if not names:
-            raise BundleError(
-                f"bundle {bundle.path} has no artifact yet. Make one with "
-                f"`robust-export onnx --model {bundle.name}`."
-            )
-        return [bundle.file(name) for name in names]
-    found: list[str | Path] = []
-    for item in given:
-        if is_url(str(item)):
-            found.append(str(item))
-            continue
-        inside = bundle.path / item
-        path = inside if inside.is_file() else Path(item)
-        if not path.is_file():
-            raise ArtifactError(
-                f"there is no artifact {path}; give a file, or http://host:port/v2/models/NAME"
-            )
-        found.append(path)
-    return list(dict.fromkeys(found))
-
-
 def subjects(
     bundle: Bundle, found: Sequence[str | Path], runtime: str, settings: Verify, wants_sparta: int
 ) -> tuple[list[Subject], dict[str, str]]:
@@ -145,12 +114,18 @@ def _served(url: str, settings: Verify) -> list[Subject]:
 
 
 def _run(bundle: Bundle, file: Path, runtime: str, settings: Verify) -> list[Subject]:
-    if file.suffix != ".onnx":
-        raise ArtifactError(f"{file} is no artifact that can be verified; expected an .onnx file")
-
     def subject(classifier: Any, notes: Sequence[str] = ()) -> Subject:
         return Subject(_name(bundle, file), classifier, settings, file, list(notes))
 
+    if file.suffix == ENGINE:
+        return [subject(_engine(file, runtime))]
+    if file.suffix != ".onnx" or runtime == "tensorrt":
+        raise ArtifactError(
+            f"{file} cannot be verified on {'any runtime' if runtime == AUTO else runtime}; expected an "
+            ".onnx file, or an .engine that `robust-export tensorrt` wrote for --runtime tensorrt"
+        )
+    if runtime in PROVIDERS:
+        return [subject(open_file(file, runtime))]
     if runtime not in (AUTO, "onnxruntime"):
         one = subject(open_file(file, runtime))
         return [_slowly(one) if runtime == "reference" else one]
@@ -171,6 +146,20 @@ def _run(bundle: Bundle, file: Path, runtime: str, settings: Verify) -> list[Sub
         fused = OnnxRuntimeClassifier(file, spin=False)
         result += [subject(fused)] if fused.kernel_file else []
     return result
+
+
+def _engine(file: Path, runtime: str) -> Artifact:
+    """Return an engine as a classifier.
+
+    Raises:
+        NoRuntime: if this machine has not the GPU that it needs.
+    """
+    if runtime not in (AUTO, "tensorrt"):
+        raise ArtifactError(f"{file} is an engine, which {runtime} cannot run; leave --runtime out")
+    try:
+        return open_file(file, "tensorrt")
+    except NoGPU as error:
+        raise NoRuntime(str(error)) from error
 
 
 def _reference(subject: Callable[..., Subject], file: Path, why: str) -> Subject | None:

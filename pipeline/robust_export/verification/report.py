@@ -164,6 +164,7 @@ class Report:
     command: str  # that repeats it
     seconds: dict[str, float] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)  # artifacts that nothing here can run, and why
+    elsewhere: dict[str, str] = field(default_factory=dict)  # engines for other machines, and why
     pictures: Pictures = field(default_factory=Pictures, compare=False)
 
     @property
@@ -187,8 +188,8 @@ class Report:
                 "guards": _plain(source.guards), "curve": _plain(source.curve),
             },
             "artifacts": [_artifact(artifact) for artifact in self.artifacts],
-            "not_run": self.not_run, "seconds": self.seconds, "command": self.command,
-            "provenance": self.provenance,
+            "not_run": self.not_run, "elsewhere": self.elsewhere, "seconds": self.seconds,
+            "command": self.command, "provenance": self.provenance,
         }  # fmt: skip
 
 

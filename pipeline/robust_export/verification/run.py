@@ -28,7 +28,7 @@ from robust_export.sparta import sparta_modules
 from robust_export.timing import measure
 from robust_export.units import Units
 from robust_export.verification import guards
-from robust_export.verification.artifacts import AUTO, Subject, find, subjects
+from robust_export.verification.artifacts import Subject, subjects
 from robust_export.verification.attack import (
     ArtifactEvidence,
     SourceEvidence,
@@ -40,6 +40,7 @@ from robust_export.verification.attack import (
 from robust_export.verification.drift import drift
 from robust_export.verification.examples import Examples, Score
 from robust_export.verification.gates import NAMES, Correct, Gates, judge, measure_drop, stated
+from robust_export.verification.listing import AUTO, listed
 from robust_export.verification.page import render
 from robust_export.verification.parity import logit_scale, margins, parity
 from robust_export.verification.pictures import pictures
@@ -73,8 +74,8 @@ def verify(
     several processes (`torchrun`) share the attacks and find what one would.
 
     Args:
-        artifacts: ONNX files, in the bundle or elsewhere, and addresses of served models
-            (http://host:port/v2/models/NAME); all of the bundle's by default.
+        artifacts: ONNX files and engines, in the bundle or elsewhere, and addresses of served models
+            (http://host:port/v2/models/NAME); by default all of the bundle's, see `listing.listed`.
         runtime: what runs files, see `artifacts.subjects`.
         settings: budgets and gates; the recipe's by default.
         threat: the attacks' budget; the one that the network was trained for by default.
@@ -94,7 +95,9 @@ def verify(
         f"data_dir={data_dir and str(data_dir)!r})"
     )
     seconds: dict[str, float] = {}
-    found = find(opened, artifacts)
+    found, elsewhere = listed(opened, artifacts, runtime)
+    for name, why in elsewhere.items():
+        say(f"not judged: {name}: {why}")
     network = load(opened).requires_grad_(False)
     gates = len(sparta_modules(network))
     judged, not_run = subjects(opened, found, runtime, settings, gates)
@@ -122,7 +125,7 @@ def verify(
         say(f"{units.kept} parts of the attacks were there already, from a verification that was interrupted")
     with _timed(seconds, "compare"):
         report = _report(
-            opened, trial, scored.update(), attacked, evidence, images, seconds, not_run, command
+            opened, trial, scored.update(), attacked, evidence, images, seconds, not_run, elsewhere, command
         )
     if write and units.rank == 0:
         opened.write({REPORT: to_json(report.to_dict()), PAGE: render(report)}, "report")
@@ -133,7 +136,7 @@ def verify(
 def _report(
     bundle: Bundle, trial: Trial, source: Score, attacked: SourceEvidence,
     evidence: Sequence[ArtifactEvidence], images: Images, seconds: dict[str, float],
-    not_run: dict[str, str], command: str,
+    not_run: dict[str, str], elsewhere: dict[str, str], command: str,
 ) -> Report:  # fmt: skip
     """Score everybody on all examples, compare, and judge."""
     settings, threat = trial.settings, trial.threat
@@ -171,6 +174,7 @@ def _report(
         command=command,
         seconds=seconds,
         not_run=not_run,
+        elsewhere=elsewhere,
         pictures=pictures(found.broken_by, source, evidence, reports),
     )  # fmt: skip
 

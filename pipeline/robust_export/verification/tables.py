@@ -28,6 +28,8 @@ def _accuracies(report: Report) -> Table:
         table.add_row(item.where, _show(item.clean), _show(item.robust), drop, item.verdict.upper())
     for name, why in report.not_run.items():
         table.add_row(name, "not run", why, "", "")
+    for name, why in report.elsewhere.items():
+        table.add_row(name, "not judged", why, "", "")
     return table
 
 

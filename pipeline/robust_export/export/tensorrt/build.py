@@ -54,6 +54,11 @@ class Options:
     hardware_compatible: str | None = None
     timing_cache: Path | None = None
 
+    def facts(self) -> dict[str, Any]:
+        """Return what changes the engine, for a manifest."""
+        named = ("tf32", "workspace", "version_compatible", "hardware_compatible")
+        return {name: getattr(self, name) for name in named}
+
     def __post_init__(self) -> None:
         if self.workspace is not None and not self.workspace > 0:
             raise InvalidValue(f"workspace is {self.workspace} GiB; expected more than 0")

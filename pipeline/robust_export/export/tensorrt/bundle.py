@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, unknown
 from robust_export.export.bundle import FILES, PRECISIONS
 from robust_export.export.tensorrt.build import Options
-from robust_export.export.tensorrt.engines import Capability, Engine, Parsed, Refused, build, dotted, parse
+from robust_export.export.tensorrt.engines import Capability, Engine, Parsed, Refused, build, describe, parse
 from robust_export.export.tensorrt.graph import Graph, read
 from robust_export.export.tensorrt.monitor import Monitor
 from robust_export.flavors import find
@@ -60,15 +58,13 @@ def export_engine(
     if on_graph:
         on_graph(graph)
     parsed = parse(graph, precision, find(flavor))
-    facts = parsed.facts() | {
-        "profile": asdict(options.batch),
-        "source": {"file": file.name, "sha256": bundle.manifest["files"][file.name]["sha256"]},
-        "options": _options(options, fuse_add),
-    }
+    digest = bundle.manifest["files"][file.name]["sha256"]
     paths = []
     for engine in build(parsed, capabilities, options, monitor, refused):
-        own = {"compute_capability": dotted(engine.capability), "inspected": engine.inspected}
-        paths += bundle.write({file_name(parsed, engine): engine.plan}, "engine", **facts, **own)
+        facts = describe(parsed, engine, options)
+        facts["options"]["fuse_add"] = fuse_add
+        facts["source"] = {"file": file.name, "sha256": digest}
+        paths += bundle.write({file_name(parsed, engine): engine.plan}, "engine", **facts)
     return paths
 
 
@@ -78,11 +74,3 @@ def file_name(parsed: Parsed, engine: Engine) -> str:
     major, minor = engine.capability
     parts = [stem, *KINDS[parsed.graph.plugin], f"sm{major}{minor}"]
     return ".".join([*parts, *["rtx"] * (parsed.flavor.name == "rtx"), "engine"])
-
-
-def _options(options: Options, fuse_add: bool) -> dict[str, Any]:
-    """Return what of the options changes the engine."""
-    return {
-        "tf32": options.tf32, "fuse_add": fuse_add, "workspace": options.workspace,
-        "version_compatible": options.version_compatible, "hardware_compatible": options.hardware_compatible,
-    }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Parsed:
         object.__setattr__(self, "graph", self.network.graph)
 
     def facts(self) -> dict[str, Any]:
-        """Return what a manifest says of its engines."""
+        """Return what a manifest says of all its engines."""
         return {
             "precision": self.precision, "flavor": self.flavor.name, "tensorrt": self.flavor.version,
             "plugin": self.graph.plugin, "plugin_library": sha256(self.library) if self.library else None,
@@ -90,6 +90,14 @@ def parse(graph: Graph, precision: str, flavor: Flavor) -> Parsed:
     layers = network_layers(network.network)
     found = check_network(layers, graph, precision, flavor)
     return Parsed(network, precision, layers, found, library)
+
+
+def describe(parsed: Parsed, engine: Engine, options: Options) -> dict[str, Any]:
+    """Return what a manifest says of an engine, and what it takes to run it."""
+    return parsed.facts() | {
+        "compute_capability": dotted(engine.capability), "profile": asdict(options.batch),
+        "options": options.facts(), "inspected": engine.inspected,
+    }  # fmt: skip
 
 
 def targets(flavor: Flavor, asked: Sequence[Capability] = ()) -> dict[Capability, Any | None]:

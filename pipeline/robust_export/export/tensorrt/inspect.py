@@ -10,7 +10,7 @@ from typing import Any
 
 from robust_export.errors import ArtifactError
 from robust_export.export.tensorrt.graph import Graph
-from robust_export.flavors import Flavor
+from robust_export.flavors import Flavor, count_plugins, deserialise, engine_layers
 
 PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
@@ -116,25 +116,15 @@ def inspect_engine(flavor: Flavor, plan: bytes) -> list[dict[str, Any]] | None:
     Raises:
         ArtifactError: if the engine cannot be read back.
     """
-    trt = flavor.trt
-    flavor.logger.take()
-    engine = trt.Runtime(flavor.logger).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ArtifactError(f"{flavor.title} cannot read back the engine that it built: {flavor.problem()}")
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    try:
-        layers = json.loads(text)["Layers"]
-    except (ValueError, KeyError):
-        return None  # this version's inspector says nothing that can be read
-    return [layer for layer in layers if isinstance(layer, dict)]
+    return engine_layers(flavor, deserialise(flavor, plan, "the engine that it built"))
 
 
-def check_engine(layers: Sequence[dict[str, Any]], graph: Graph, precision: str) -> None:
+def check_engine(found: Sequence[dict[str, Any]], graph: Graph, precision: str) -> None:
     """Raise ArtifactError if an engine has lost plugin layers, or multiplies in no layer as was asked.
 
     Fusion joins layers, so that only the plugin's can be counted.
     """
-    plugins = sum("plugin" in str(layer.get("LayerType", "")).lower() for layer in layers)
+    plugins = count_plugins(list(found))
     expected = 0 if graph.plugin == "none" else len(graph.sparta)
     if plugins != expected:
         raise ArtifactError(
@@ -142,7 +132,7 @@ def check_engine(layers: Sequence[dict[str, Any]], graph: Graph, precision: str)
             "written. Build the plugin again with `robust-export plugins build`, or use --plugin none"
         )
     words = FORMATS.get(precision)
-    told = json.dumps([[layer.get("Inputs"), layer.get("Outputs")] for layer in layers]).lower()
+    told = json.dumps([[layer.get("Inputs"), layer.get("Outputs")] for layer in found]).lower()
     if words and "datatype" in told and not any(word in told for word in words):
         raise ArtifactError(
             f"no layer of the engine of {graph.source} is in {precision}: it is not written. This TensorRT "
