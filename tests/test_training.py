@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robust_export import training
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
 from robust_export.data import load_dataset
@@ -21,7 +20,7 @@ from robust_export.errors import InvalidValue, TrainingError, UnknownName
 from robust_export.models import create_model, load
 from robust_export.recipe import load_recipe, parse
 from robust_export.sparta import load_sparta, sparta_modules
-from robust_export.training import Epoch, Run, train
+from robust_export.training import Epoch, Run, methods, train
 from tests.conftest import tiny_recipe
 
 CPU = torch.device("cpu")
@@ -81,7 +80,7 @@ def test_the_attack_sees_batch_norm_in_eval_mode_and_the_loss_in_train_mode(
         seen.append(("attack", model.training))
         return original(model, *args, **kwargs)
 
-    monkeypatch.setattr(training, "pgd", spy)
+    monkeypatch.setattr(methods, "pgd", spy)
     job = run(tmp_path)
     job.optimizer.register_step_pre_hook(lambda *_: seen.append(("step", job.model.training)))
     pixels, labels = job.train_images.batch(range(8))
@@ -91,7 +90,7 @@ def test_the_attack_sees_batch_norm_in_eval_mode_and_the_loss_in_train_mode(
 
 def test_the_loss_is_of_the_attacked_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels_seen: list[Tensor] = []
-    monkeypatch.setattr(training, "pgd", lambda model, pixels, *_, **__: torch.ones_like(pixels))
+    monkeypatch.setattr(methods, "pgd", lambda model, pixels, *_, **__: torch.ones_like(pixels))
     job = run(tmp_path)
     job.model.register_forward_pre_hook(lambda _, args: pixels_seen.append(args[0]))
     pixels, labels = job.train_images.batch(range(8))
@@ -104,7 +103,7 @@ def test_no_steps_train_without_attacks(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("attacked")
 
-    monkeypatch.setattr(training, "pgd", refuse)
+    monkeypatch.setattr(methods, "pgd", refuse)
     job = run(tmp_path, attack={"steps": 0})
     pixels, labels = job.train_images.batch(range(8))
     job._step(pixels, labels, torch.Generator().manual_seed(0))
