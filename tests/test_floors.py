@@ -18,7 +18,7 @@ FLOORS = [
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "stem", "weights"},
     {"models", "nvrtc", "optim", "provenance", "workspace"},
     {"export", "runtimes", "training"},
-    {"bench", "verification"},
+    {"bench", "comparison", "verification"},
     {"demo", "doctor"},
     {"console"},
     {"cli"},
