@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -184,6 +185,25 @@ def test_a_process_that_is_told_to_stop_saves_its_state(tmp_path: Path) -> None:
     assert job.result() is not None
 
 
+def test_an_interruption_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second job waits for a signal for ever; the first, done already, is where Ctrl-C comes."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    monkeypatch.setattr(run, "PROCESS", f"import signal; open({str(fifo)!r}, 'w').close(); signal.pause()")
+    first, second = (Job(tmp_path / name, tables(tiny_recipe()), "cpu") for name in ("first", "second"))
+    first.result_file.write_text(json.dumps({**result(0, 0.5, 0.4), "recipe": first.recipe}))
+
+    def say(line: str) -> None:
+        if "was there already" in line:
+            fifo.read_bytes()  # returns when the other process is there
+            raise KeyboardInterrupt
+
+    pool = run.Pool(2, "cpu", say)
+    with pytest.raises(KeyboardInterrupt):
+        pool.run([first, second])
+    assert not pool.running
+
+
 # --- the report ---
 
 
@@ -223,7 +243,8 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
         (["--plan", "p.toml", "--backbone", "r18"], "--backbone with --plan"),
         (["--plan", "none.toml"], "none.toml"),
         (["--activations", "relu"], "two or more"),
-        (["--activations", "relu,slu"], "silu"),
+        (["--activations", "relu,slu"], "silu, gelu, softplus"),
+        (["--transfer-from", "r19"], "r18_sparta"),
         (["--seeds", "1"], "seeds is 1"),
         (["--rates", "a"], "--rates is 'a'"),
         (["--jobs", "0"], "jobs is 0"),

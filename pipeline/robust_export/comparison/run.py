@@ -18,6 +18,7 @@ from robust_export.config import Recipe
 from robust_export.data.source import digest_of
 from robust_export.errors import InvalidValue, RobustExportError, TrainingError
 from robust_export.files import write_json
+from robust_export.models import split_name
 from robust_export.recipe import tables, to_toml
 
 Say = Callable[[str], None]
@@ -43,12 +44,11 @@ def compare(
             they run in this process.
 
     Raises:
-        InvalidValue: for a plan that cannot be made into recipes.
+        InvalidValue, UnknownName: for a plan that cannot be made into recipes of known models.
         TrainingError: if runs failed, naming them; the others are finished all the same.
     """
     folder, pool = Path(out), Pool(_count(jobs, device), device, say)
-    for arm in plan.arms:  # what is wrong with a recipe shows before anything is trained
-        plan.recipe(arm, 0)
+    check(plan)
     spare = plan.seeds + (len(plan.rates) > 1)  # seeds, one more where rates are chosen
     sources = {
         (arm.name, seed): source_job(plan, arm, seed, folder, device) for arm, seed in _pairs(plan, spare)
@@ -71,6 +71,14 @@ def compare(
     ])  # fmt: skip
     found.write(folder)
     return found
+
+
+def check(plan: Plan) -> None:
+    """Raise what is wrong with a recipe or with a model's name, before anything is trained."""
+    for arm in plan.arms:
+        split_name(plan.recipe(arm, 0).model.name)
+        if arm.source is not None:
+            split_name(plan.source_recipe(arm, 0).model.name)
 
 
 def _pairs(plan: Plan, seeds: int) -> list[tuple[Arm, int]]:
