@@ -118,9 +118,11 @@ def test_ctrl_c_ends_cleanly_and_can_be_resumed(
     assert weights(tmp_path / "run") == weights(trained)
 
 
+@pytest.mark.parametrize("every", [1000, 4])  # the disk is full after an epoch, or within one
 def test_a_full_disk_keeps_the_checkpoint_before(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
+    recipe = tiny_recipe(train={"checkpoint_every": every})
     original, calls = os.fsync, iter(range(10**6))
 
     def full(handle: int) -> None:
@@ -131,8 +133,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(RobustExportError, match=r"(?s)No space left.*Nothing was lost"):
-            train(tiny_recipe(), tmp_path / "run", device="cpu")
-    assert train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True)
+            train(recipe, tmp_path / "run", device="cpu")
+    assert train(recipe, tmp_path / "run", device="cpu", resume=True)
     assert weights(tmp_path / "run") == weights(trained)
 
 

@@ -20,8 +20,10 @@ from robust_export.errors import InvalidValue, TrainingError, UnknownName
 from robust_export.models import create_model, load
 from robust_export.recipe import load_recipe, parse
 from robust_export.sparta import load_sparta, sparta_modules
-from robust_export.training import Epoch, Run, methods, train
+from robust_export.training import Epoch, Run, learner, methods, train
+from robust_export.training.awp import perturbed
 from tests.conftest import tiny_recipe
+from tests.data import write_folder
 
 CPU = torch.device("cpu")
 
@@ -218,6 +220,33 @@ def test_every_setting_trains(tmp_path: Path, change: dict[str, Any]) -> None:
     assert load(bundle)(pixels).isfinite().all()
     if change.get("sparta", {}).get("freeze"):
         assert all((m.weight == 0).all() for m in sparta_modules(load(bundle)).values())
+
+
+def test_extra_images_are_trained_on_and_recorded(tmp_path: Path) -> None:
+    write_folder(tmp_path / "extra", {"3": 4, "8": 4})
+    change: dict[str, Any] = {
+        "data": {"extra": f"folder:{tmp_path / 'extra'}", "extra_ratio": 0.25, "randaugment": 1},
+        "train": {"method": "mart", "awp": 0.01, "awp_start": 1, "epochs": 2, "batch_size": 256},
+    }  # fmt: skip
+    bundle = train(tiny_recipe(**change), tmp_path / "run", device="cpu")
+    facts = bundle.manifest["provenance"]["extra_data"]
+    assert (facts["images"], facts["ratio"]) == (8, 0.25)
+    assert len(facts["sha256"]) == 64
+
+
+def test_awp_waits_for_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+
+    def spy(model: nn.Module, *args: Any) -> Any:
+        epochs.append(len(job.history))
+        return perturbed(model, *args)
+
+    monkeypatch.setattr(learner, "perturbed", spy)
+    scripted(monkeypatch, [(0.5, 0.5)] * 3)
+    job = run(tmp_path, train={"awp": 0.01, "awp_start": 2, "epochs": 3}, attack={"steps": 1})
+    job.start()
+    job.fit(lambda *_: None)
+    assert epochs == [2] * 11
 
 
 @pytest.mark.parametrize(

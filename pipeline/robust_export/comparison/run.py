@@ -57,18 +57,15 @@ def compare(
     rates = choose_rates(plan, folder, pool, sources)
     wanted = {}
     for arm, seed in _pairs(plan, plan.seeds):
-        source = sources[arm.name, seed]
-        recipe = plan.recipe(arm, seed, source.folder if source else None, rates[arm.name])
-        wanted[arm.name, seed] = Job(
-            folder / "runs" / slug(arm.name) / f"seed-{seed}", tables(recipe), device
-        )
+        recipe = plan.recipe(arm, seed, _folder(sources[arm.name, seed]), rates[arm.name])
+        place = folder / "runs" / slug(arm.name) / f"seed-{seed}"
+        wanted[arm.name, seed] = Job(place, tables(recipe), device)
     results = pool.run(list(wanted.values()))
-    found = Comparison([
-        ArmResult(arm.name, rates[arm.name], [
-            SeedResult.of(results[wanted[arm.name, seed].folder]) for seed in range(plan.seeds)
-        ])
-        for arm in plan.arms
-    ])  # fmt: skip
+
+    def seeds_of(arm: Arm) -> list[SeedResult]:
+        return [SeedResult.of(results[wanted[arm.name, seed].folder]) for seed in range(plan.seeds)]
+
+    found = Comparison([ArmResult(arm.name, rates[arm.name], seeds_of(arm)) for arm in plan.arms])
     found.write(folder)
     return found
 
@@ -106,9 +103,8 @@ def choose_rates(
         return {arm.name: plan.rates[0] for arm in plan.arms}
     seed, wanted = plan.seeds, {}
     for arm in plan.arms:
-        source = sources[arm.name, seed]
         for rate in plan.rates:
-            recipe = plan.recipe(arm, seed, source.folder if source else None, rate)
+            recipe = plan.recipe(arm, seed, _folder(sources[arm.name, seed]), rate)
             place = folder / "rates" / slug(arm.name) / f"lr-{recipe.train.lr:g}"
             wanted[arm.name, rate] = Job(place, tables(recipe), pool.device, attack=False)
     found = pool.run(list(wanted.values()))
@@ -119,6 +115,10 @@ def choose_rates(
     best = {arm.name: max(plan.rates, key=lambda rate, arm=arm: score(arm, rate)) for arm in plan.arms}  # type: ignore[misc]
     pool.say("learning rates: " + ", ".join(f"{name} x{rate:g}" for name, rate in best.items()))
     return best
+
+
+def _folder(source: Job | None) -> Path | None:
+    return None if source is None else source.folder
 
 
 def _digest(recipe: Recipe) -> str:
