@@ -13,12 +13,12 @@ SOURCE = Path(__file__).parent.parent / "pipeline" / "robust_export"
 
 FLOORS = [
     {"errors"},
-    {"classifier", "config", "device", "files", "images", "timing"},
-    {"headers", "recipe", "sparta", "units"},
-    {"native", "activations", "attacks", "bundle", "checkpoint", "data", "optim", "stem", "weights"},
-    {"flavors", "models", "nvrtc", "provenance", "workspace"},
+    {"classifier", "config", "device", "files", "images", "stop", "timing"},
+    {"headers", "pointwise", "recipe", "sparta", "units"},
+    {"native", "activations", "attacks", "bundle", "checkpoint", "data", "stem", "weights"},
+    {"flavors", "models", "nvrtc", "optim", "provenance", "workspace"},
     {"export", "runtimes", "training"},
-    {"bench", "verification"},
+    {"bench", "comparison", "verification"},
     {"demo", "doctor"},
     {"console"},
     {"cli"},

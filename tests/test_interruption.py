@@ -17,9 +17,11 @@ from click.testing import CliRunner
 from robust_export import training
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
-from robust_export.errors import BundleError, RobustExportError, TrainingError
+from robust_export.cli.base import Failure, interruptible
+from robust_export.errors import BundleError, RobustExportError, TrainingError, TrainingStopped
 from robust_export.recipe import to_toml
-from robust_export.training import Run, train
+from robust_export.stop import Stop
+from robust_export.training import Run, learner, train
 from tests.conftest import tiny_recipe
 
 KILLER = """
@@ -27,9 +29,10 @@ import os, signal, sys
 from pathlib import Path
 from tests.conftest import tiny_recipe
 from robust_export import training
+from robust_export.training import run
 
 what, nth, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-home = os if what == "replace" else training
+home = os if what == "replace" else run
 original, calls = getattr(home, what), 0
 
 def kill_at_nth(*args, **kwargs):
@@ -105,6 +108,8 @@ def test_ctrl_c_ends_cleanly_and_can_be_resumed(
         interrupt(patch, 17, how)
         result = CliRunner().invoke(cli, command)
     assert result.exit_code == 1
+    assert "lost nothing" in result.stderr
+    assert "epoch 2, step 6" in result.stderr
     assert "--resume" in result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
@@ -113,9 +118,11 @@ def test_ctrl_c_ends_cleanly_and_can_be_resumed(
     assert weights(tmp_path / "run") == weights(trained)
 
 
+@pytest.mark.parametrize("every", [1000, 4])  # the disk is full after an epoch, or within one
 def test_a_full_disk_keeps_the_checkpoint_before(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
+    recipe = tiny_recipe(train={"checkpoint_every": every})
     original, calls = os.fsync, iter(range(10**6))
 
     def full(handle: int) -> None:
@@ -126,9 +133,112 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(RobustExportError, match=r"(?s)No space left.*Nothing was lost"):
-            train(tiny_recipe(), tmp_path / "run", device="cpu")
-    assert train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True)
+            train(recipe, tmp_path / "run", device="cpu")
+    assert train(recipe, tmp_path / "run", device="cpu", resume=True)
     assert weights(tmp_path / "run") == weights(trained)
+
+
+# --- within an epoch ---
+
+RICH: dict[str, Any] = {
+    "model": {"drop_rate": 0.2},
+    "data": {"flip": True, "randaugment": 1, "cutmix": 1.0},
+    "train": {"checkpoint_every": 3, "epochs": 2, "method": "trades", "awp": 0.005},
+}
+
+
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run that uses every source of randomness there is, uninterrupted."""
+    return weights(train(tiny_recipe(**RICH), tmp_path_factory.mktemp("rich") / "run", device="cpu").path)
+
+
+@pytest.mark.parametrize(("nth", "workers"), [(5, 1), (18, 0)])
+def test_an_error_in_a_step_costs_at_most_checkpoint_every(
+    rich: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, workers: int
+) -> None:
+    """`nth` counts steps: 11 are an epoch; what breaks off at 5 goes on after 3, at 18 after 11 + 6."""
+    recipe, done = tiny_recipe(**{**RICH, "data": {**RICH["data"], "workers": workers}}), 0
+
+    def count(epoch: int, step: int, steps: int) -> None:
+        nonlocal done
+        done += 1
+
+    with monkeypatch.context() as patch:
+        original, steps = Run._step, iter(range(1, 10**6))
+
+        def step(self: Run, *args: Any) -> Any:
+            if next(steps) == nth:
+                raise KeyboardInterrupt
+            return original(self, *args)
+
+        patch.setattr(Run, "_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "run", device="cpu")
+    bundle = train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=count)
+    assert 22 - done == {5: 3, 18: 17}[nth]
+    assert weights(bundle.path) == rich
+
+
+def test_what_is_asked_to_stop_loses_no_step(rich: bytes, tmp_path: Path) -> None:
+    """Stopped after every few steps, and during validation, it still ends in the same bytes."""
+    recipe, stops = tiny_recipe(**{**RICH, "train": {**RICH["train"], "checkpoint_every": 0}}), 0
+    steps_seen: list[tuple[int, int]] = []
+    while True:
+        stop = Stop()
+
+        def ask(epoch: int, step: int, steps: int, stop: Stop = stop) -> None:
+            steps_seen.append((epoch, step))
+            stop.asked = step in (2, 7, 11)
+
+        try:
+            bundle = train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=ask, stop=stop)
+            break
+        except TrainingStopped:
+            stops += 1
+    assert stops == 6
+    assert steps_seen == [(epoch, step) for epoch in (1, 2) for step in range(1, 12)]
+    assert weights(bundle.path) == rich
+
+
+def test_validation_hears_a_request_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
+) -> None:
+    stop, original = Stop(), Run._attack
+
+    def attack(self: Run, *args: Any) -> Any:
+        stop.asked = True
+        return original(self, *args)
+
+    monkeypatch.setattr(learner, "EVAL_BATCH", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_attack", attack)
+        with pytest.raises(TrainingStopped, match=r"epoch 1, step 11"):
+            train(tiny_recipe(), tmp_path / "run", device="cpu", stop=stop)
+    monkeypatch.undo()
+    assert weights(train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True).path) == weights(trained)
+
+
+def test_how_often_to_save_may_change(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_recipe(), tmp_path / "run", device="cpu")
+    other = tiny_recipe(train={"checkpoint_every": 2}, data={"workers": 1})
+    assert weights(train(other, tmp_path / "run", device="cpu", resume=True).path) == weights(trained)
+
+
+def test_the_second_signal_interrupts_at_once() -> None:
+    stop = Stop()
+    with stop.listening(), interruptible("now", stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+    with pytest.raises(Failure, match="now"), stop.listening(), interruptible("now", stop):
+        os.kill(os.getpid(), signal.SIGINT)
+    deaf = Stop()  # before and after training, nobody would hear it
+    with pytest.raises(Failure, match="now"), interruptible("now", deaf):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not deaf.asked
 
 
 def test_resume_with_nothing_to_resume_starts(trained: Path, tmp_path: Path) -> None:

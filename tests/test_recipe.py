@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -41,7 +42,23 @@ def test_every_default_recipe_parses(path: Path) -> None:
 
 def test_there_is_a_default_recipe_for_each_data_set() -> None:
     stems = {path.stem for path in RECIPES}
-    assert stems == {"digits", "cifar10", "cifar100", "svhn", "folder", "demo"}
+    assert stems >= {"digits", "cifar10", "cifar100", "svhn", "folder", "demo"}
+
+
+PUBLISHED = [path for path in RECIPES if "-" in path.stem]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_recipe_names_its_data_set_and_its_source(path: Path, tmp_path: Path) -> None:
+    tables = load_recipe(path.stem)
+    assert tables == load_recipe(path)
+    assert tables["data"]["name"] == path.stem.partition("-")[0]
+    head = path.read_text().split("\n\n")[0]
+    assert "Not run here" in head
+    docs = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    assert f"`{path.stem}`" in docs
+    for figure in re.findall(r"\d+\.\d+(?= %)", head):
+        assert figure in docs
 
 
 @pytest.mark.parametrize(

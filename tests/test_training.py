@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robust_export import training
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
 from robust_export.data import load_dataset
@@ -21,8 +20,10 @@ from robust_export.errors import InvalidValue, TrainingError, UnknownName
 from robust_export.models import create_model, load
 from robust_export.recipe import load_recipe, parse
 from robust_export.sparta import load_sparta, sparta_modules
-from robust_export.training import Epoch, Run, train
+from robust_export.training import Epoch, Run, learner, methods, train
+from robust_export.training.awp import perturbed
 from tests.conftest import tiny_recipe
+from tests.data import write_folder
 
 CPU = torch.device("cpu")
 
@@ -81,7 +82,7 @@ def test_the_attack_sees_batch_norm_in_eval_mode_and_the_loss_in_train_mode(
         seen.append(("attack", model.training))
         return original(model, *args, **kwargs)
 
-    monkeypatch.setattr(training, "pgd", spy)
+    monkeypatch.setattr(methods, "pgd", spy)
     job = run(tmp_path)
     job.optimizer.register_step_pre_hook(lambda *_: seen.append(("step", job.model.training)))
     pixels, labels = job.train_images.batch(range(8))
@@ -91,7 +92,7 @@ def test_the_attack_sees_batch_norm_in_eval_mode_and_the_loss_in_train_mode(
 
 def test_the_loss_is_of_the_attacked_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels_seen: list[Tensor] = []
-    monkeypatch.setattr(training, "pgd", lambda model, pixels, *_, **__: torch.ones_like(pixels))
+    monkeypatch.setattr(methods, "pgd", lambda model, pixels, *_, **__: torch.ones_like(pixels))
     job = run(tmp_path)
     job.model.register_forward_pre_hook(lambda _, args: pixels_seen.append(args[0]))
     pixels, labels = job.train_images.batch(range(8))
@@ -104,7 +105,7 @@ def test_no_steps_train_without_attacks(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("attacked")
 
-    monkeypatch.setattr(training, "pgd", refuse)
+    monkeypatch.setattr(methods, "pgd", refuse)
     job = run(tmp_path, attack={"steps": 0})
     pixels, labels = job.train_images.batch(range(8))
     job._step(pixels, labels, torch.Generator().manual_seed(0))
@@ -219,6 +220,33 @@ def test_every_setting_trains(tmp_path: Path, change: dict[str, Any]) -> None:
     assert load(bundle)(pixels).isfinite().all()
     if change.get("sparta", {}).get("freeze"):
         assert all((m.weight == 0).all() for m in sparta_modules(load(bundle)).values())
+
+
+def test_extra_images_are_trained_on_and_recorded(tmp_path: Path) -> None:
+    write_folder(tmp_path / "extra", {"3": 4, "8": 4})
+    change: dict[str, Any] = {
+        "data": {"extra": f"folder:{tmp_path / 'extra'}", "extra_ratio": 0.25, "randaugment": 1},
+        "train": {"method": "mart", "awp": 0.01, "awp_start": 1, "epochs": 2, "batch_size": 256},
+    }  # fmt: skip
+    bundle = train(tiny_recipe(**change), tmp_path / "run", device="cpu")
+    facts = bundle.manifest["provenance"]["extra_data"]
+    assert (facts["images"], facts["ratio"]) == (8, 0.25)
+    assert len(facts["sha256"]) == 64
+
+
+def test_awp_waits_for_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+
+    def spy(model: nn.Module, *args: Any) -> Any:
+        epochs.append(len(job.history))
+        return perturbed(model, *args)
+
+    monkeypatch.setattr(learner, "perturbed", spy)
+    scripted(monkeypatch, [(0.5, 0.5)] * 3)
+    job = run(tmp_path, train={"awp": 0.01, "awp_start": 2, "epochs": 3}, attack={"steps": 1})
+    job.start()
+    job.fit(lambda *_: None)
+    assert epochs == [2] * 11
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from timm.models.nfnet import GammaAct
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robust_export.config import SpartaForm
 from robust_export.errors import InvalidValue, UnsupportedModel, reason, unknown
+from robust_export.pointwise import ParametricShiftedSiLU
 from robust_export.sparta import Sparta
 
 POINTWISE: tuple[type[nn.Module], ...] = (
@@ -30,12 +32,13 @@ POINTWISE: tuple[type[nn.Module], ...] = (
     nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus,
     timm_activations.Swish, timm_activations.Mish, timm_activations.PReLU,
     timm_activations.HardSwish, timm_activations.HardMish, timm_activations.GELU,
-    timm_activations.GELUTanh, timm_activations.QuickGELU,
+    timm_activations.GELUTanh, timm_activations.QuickGELU, ParametricShiftedSiLU,
 )  # fmt: skip
 """Activations that take the place of a ReLU. Sigmoid and its kin are gates, and stay."""
 
 REPLACEABLE: tuple[type[nn.Module], ...] = (*POINTWISE, GammaAct)
 WATCHED: tuple[type[nn.Module], ...] = (*REPLACEABLE, Sparta)
+LEARNT = (Sparta, ParametricShiftedSiLU)  # with parameters of their own, which every width or site has
 
 FUNCTIONAL = frozenset(
     {F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish}
@@ -79,6 +82,7 @@ ACTIVATIONS: dict[str, Factory] = {
     "silu": lambda _: nn.SiLU(),
     "gelu": lambda _: nn.GELU(),
     "softplus": lambda _: nn.Softplus(),
+    "pssilu": lambda _: ParametricShiftedSiLU(),
 }
 """Every activation that a model's name can end in."""
 
@@ -98,6 +102,7 @@ def replace_activations(
     *,
     share: Share = "width",
     kernel_size: int = 3,
+    form: SpartaForm = "relu",
     image_size: int = 128,
     in_chans: int = 3,
 ) -> list[Site]:
@@ -107,8 +112,9 @@ def replace_activations(
         module: a CNN that takes [N, in_chans, H, W]. If its activations are ReLUs, its outputs
             stay the same to the last bit when they become Sparta.
         activation: a key of `ACTIVATIONS`.
-        share: one Sparta for all sites of a width, or one for each site.
+        share: one Sparta (or PSSiLU) for all sites of a width, or one for each site.
         kernel_size: of Sparta's gate, odd.
+        form: of Sparta, see its class.
         image_size: H = W, for a network that takes one size only.
 
     Raises:
@@ -119,7 +125,9 @@ def replace_activations(
         raise unknown("activation", activation, ACTIVATIONS)
     if share not in ("width", "site"):
         raise InvalidValue(f"share is {share!r}; expected 'width' or 'site'")
-    make = partial(Sparta, kernel_size=kernel_size) if activation == "sparta" else ACTIVATIONS[activation]
+    make = ACTIVATIONS[activation]
+    if activation == "sparta":
+        make = partial(Sparta, kernel_size=kernel_size, form=form)
     sites = find_sites(module, image_size, in_chans)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     by_width: dict[int, nn.Module] = {}
@@ -183,6 +191,11 @@ class _ActFn(nn.Module):
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG002
         result: Tensor = self.activation(x)
         return result.clone()  # GammaAct multiplies it in place, and ReLU's gradient needs its result
+
+
+def learnt_modules(module: nn.Module) -> list[nn.Module]:
+    """Return the network's activations that have parameters of their own, each once."""
+    return [child for child in module.modules() if isinstance(child, LEARNT)]
 
 
 def _put(module: nn.Module, site: Site, by_width: dict[int, nn.Module]) -> None:

@@ -25,8 +25,8 @@ POINTER = "last.json"
 State = Mapping[str, Mapping[str, Tensor]]  # {"model": {name: tensor}, "ema": ..., ...}
 
 
-def save_checkpoint(folder: Path, epoch: int, state: State, facts: Mapping[str, Any]) -> None:
-    """Write the state after `epoch` epochs, then forget the one before.
+def save_checkpoint(folder: Path, epoch: int, state: State, facts: Mapping[str, Any], step: int = 0) -> None:
+    """Write the state after `epoch` epochs and `step` steps of the next, then forget the one before.
 
     Raises:
         RobustExportError: if the disk refuses it; the checkpoint before it stays.
@@ -36,7 +36,7 @@ def save_checkpoint(folder: Path, epoch: int, state: State, facts: Mapping[str, 
         for part, entries in state.items()
         for name, tensor in entries.items()
     }
-    file = folder / f"epoch-{epoch:04d}.safetensors"
+    file = folder / (f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "") + ".safetensors")
     write_atomically(file, save(flat))
     write_json(folder / POINTER, {"file": file.name, "sha256": sha256(file), "epoch": epoch, **facts})
     for old in folder.glob("epoch-*.safetensors"):

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from robust_export.errors import InvalidValue
+
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -27,6 +29,9 @@ def fraction(value: Any) -> Any:
 
 
 Norm = Literal["Linf", "L2"]
+MethodName = Literal["pgd-at", "trades", "mart", "fast", "standard"]
+SingleStep = Literal["n-fgsm", "rs-fgsm"]
+SpartaForm = Literal["relu", "silu"]
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 Number = Annotated[float, BeforeValidator(fraction)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -37,6 +42,8 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+BETA: Mapping[str, float] = {"trades": 6.0, "mart": 5.0}  # as their authors set them
 
 MAX_GAP: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.15, "int8": 0.25}
 MIN_AGREEMENT: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.98, "bf16": 0.95, "int8": 0.95}
@@ -90,8 +97,16 @@ class SpartaOptions:
     share: Literal["width", "site"] = "width"
     kernel_size: Literal[1, 3, 5, 7] = 3
     lr_multiple: NonNegative = 5.0  # of the network's learning rate
-    load: str = ""  # a sparta.safetensors to start from
+    load: str = ""  # a sparta.safetensors, or the bundle that has one, to start from
     freeze: bool = False
+    form: SpartaForm = "relu"  # "silu" is x * sigmoid(w (*) x + b), for research: it cannot be exported
+    gate: Literal["full", "bias", "random"] = "full"  # controls: no weights; what is loaded, at random places
+
+    def __post_init__(self) -> None:
+        if self.gate == "random" and not self.load:
+            raise ValueError(
+                'gate is "random", which puts a loaded function\'s values at random places: give load'
+            )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -103,6 +118,11 @@ class Data:
     val_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1  # split off train, for early stopping
     shift: Natural = 0  # random translation of at most so many pixels, zero-padded
     flip: bool = False  # random horizontal flips
+    randaugment: Natural = 0  # RandAugment's operations on each image; 0: none
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    cutmix: NonNegative = 0.0  # alpha of CutMix's Beta(alpha, alpha); 0: none
+    extra: str = ""  # folder:PATH of more training images, of the same classes
+    extra_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.5  # their part of every batch
     workers: Natural = 0  # processes that decode images
 
 
@@ -113,6 +133,7 @@ class Attack:
     steps: Natural = 10
     step_size: Positive = 0.25  # of eps
     random_start: bool = True
+    single_step: SingleStep = "n-fgsm"  # of method "fast", which takes neither steps nor step_size
     val_steps: Count = 10  # of the attack that early stopping watches
 
 
@@ -120,13 +141,17 @@ class Attack:
 class Train:
     """The optimisation."""
 
+    method: MethodName = "pgd-at"
+    beta: NonNegative | None = None  # weight of the robust term; None: 6 of TRADES, 5 of MART
+    awp: NonNegative = 0.0  # gamma of adversarial weight perturbation, in norms of each weight; 0: none
+    awp_start: Natural = 0  # epochs before it
     epochs: Count = 30
     batch_size: Count = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd is with Nesterov momentum
     lr: Positive = 0.1  # the schedule's peak
     momentum: Fractional = 0.9
     weight_decay: NonNegative = 5e-4  # not on norms, biases or Sparta
-    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    schedule: Literal["one-cycle", "cosine", "steps"] = "one-cycle"
     warmup: Fractional = 0.25  # of one-cycle: the part of the run in which the rate rises
     label_smoothing: Fractional = 0.0
     clip_grad: NonNegative = 0.0  # largest gradient norm; 0 does not clip
@@ -134,7 +159,12 @@ class Train:
     patience: Natural = 0  # epochs without a better robust validation accuracy; 0 never stops
     amp: Literal["off", "bf16"] = "off"  # bfloat16 autocast, for GPUs that have it
     channels_last: bool = True
+    checkpoint_every: Natural = 1000  # steps between checkpoints within an epoch; 0: after epochs only
     seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        if self.beta is not None and self.method not in BETA:
+            raise ValueError(f'beta is {self.beta:g}, and method "{self.method}" has none: leave it out')
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -178,6 +208,25 @@ class Recipe:
     attack: Attack = field(default_factory=Attack)
     train: Train = field(default_factory=Train)
     verify: Verify = field(default_factory=Verify)
+
+    def __post_init__(self) -> None:
+        method = self.train.method
+        if method == "mart" and self.data.cutmix:
+            raise InvalidValue(
+                f'data.cutmix is {self.data.cutmix:g} with train.method "mart", whose images have one class '
+                "each: leave out one of them"
+            )
+        if method in BETA and not self.attack.steps:
+            raise InvalidValue(
+                f'attack.steps is 0 with train.method "{method}", which needs an attack; give steps, or '
+                'method "standard"'
+            )
+
+    @property
+    def attacked(self) -> bool:
+        """Whether training is against attacks."""
+        method = self.train.method
+        return method == "fast" or (method != "standard" and self.attack.steps > 0)
 
 
 SECTIONS: dict[str, Any] = {

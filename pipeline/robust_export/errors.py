@@ -56,6 +56,10 @@ class TrainingError(RobustExportError):
     """A training run that cannot start, go on or be resumed."""
 
 
+class TrainingStopped(TrainingError):
+    """A training run that was asked to stop, and saved its state."""
+
+
 def reason(error: BaseException) -> str:
     r"""Return the first line of what an exception says, or its type where it says nothing.
 

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from robust_export.activations import (
     ACTIVATIONS,
+    LEARNT,
     NO_PLANES,
     Share,
     convertible_backbones,
     replace_activations,
 )
 from robust_export.bundle import Bundle
-from robust_export.config import Model, SpartaOptions
+from robust_export.config import Model, SpartaForm, SpartaOptions
 from robust_export.errors import BundleError, InvalidValue, UnsupportedModel, reason, unknown
-from robust_export.sparta import Sparta, freeze_sparta, load_sparta
+from robust_export.sparta import freeze_sparta, keep_bias_only, load_sparta, scramble_sparta
 from robust_export.stem import SMALL_IMAGE, keep_resolution, names, timm_config
 from robust_export.weights import load_tensors, tensors
 
@@ -91,6 +92,7 @@ def create_model(
     *,
     share: Share = "width",
     kernel_size: int = 3,
+    form: SpartaForm = "relu",
     **timm_options: Any,
 ) -> PixelClassifier:
     """Build a network with random weights whose activations are those its name ends in.
@@ -102,7 +104,7 @@ def create_model(
         name: `<backbone>_<activation>`, such as "r18_sparta" or "mobilenetv3_large_100_relu".
         num_classes: K of the logits [N, K].
         image_size: H = W of the pixels [N, in_chans, H, W] in [0, 1].
-        share, kernel_size: of Sparta, see `replace_activations`.
+        share, kernel_size, form: of Sparta, see `replace_activations`.
         timm_options: keyword arguments of the timm model, such as `channels`.
 
     Raises:
@@ -115,7 +117,7 @@ def create_model(
     backbone = _build_backbone(timm_name, num_classes, image_size, in_chans, timm_options)
     try:
         replace_activations(
-            backbone, activation, share=share, kernel_size=kernel_size,
+            backbone, activation, share=share, kernel_size=kernel_size, form=form,
             image_size=image_size, in_chans=in_chans,
         )  # fmt: skip
     except UnsupportedModel as error:
@@ -128,19 +130,37 @@ def create_model(
     )  # fmt: skip
 
 
-def build_model(spec: Model, options: SpartaOptions, num_classes: int) -> PixelClassifier:
-    """Build the network of a recipe and start it from what the recipe says (`init`, `load`)."""
+def build_model(spec: Model, options: SpartaOptions, num_classes: int, seed: int = 0) -> PixelClassifier:
+    """Build the network of a recipe and start it from what the recipe says (`init`, `load`, `gate`).
+
+    Args:
+        seed: of the places that a gate's values take where `gate` is "random".
+    """
     model = create_model(
         spec.name, num_classes, spec.image_size, spec.in_chans,
-        share=options.share, kernel_size=options.kernel_size, **spec.options,
+        share=options.share, kernel_size=options.kernel_size, form=options.form, **spec.options,
     )  # fmt: skip
     if spec.init != "random":
         load_initial_weights(model, spec.init)
     if options.load:
-        load_sparta(model, options.load)
+        load_sparta(model, sparta_file(options.load))
+    if options.gate == "random":
+        scramble_sparta(model, seed)
+    if options.gate == "bias":
+        keep_bias_only(model)
     if options.freeze:
         freeze_sparta(model)
     return model
+
+
+def sparta_file(source: str) -> Path:
+    """Return the file of a Sparta function: itself, or that of the bundle which `source` names.
+
+    Raises:
+        BundleError: if a bundle is missing, altered, or has no Sparta function.
+    """
+    path = Path(source)
+    return path if path.suffix == ".safetensors" else Bundle.open(source).file("sparta.safetensors")
 
 
 def load(bundle: str | Path | Bundle) -> PixelClassifier:
@@ -153,7 +173,8 @@ def load(bundle: str | Path | Bundle) -> PixelClassifier:
     recipe = opened.recipe()
     model = create_model(
         recipe.model.name, len(opened.labels), recipe.model.image_size, recipe.model.in_chans,
-        share=recipe.sparta.share, kernel_size=recipe.sparta.kernel_size, **recipe.model.options,
+        share=recipe.sparta.share, kernel_size=recipe.sparta.kernel_size, form=recipe.sparta.form,
+        **recipe.model.options,
     )  # fmt: skip
     try:
         load_tensors(model, safetensors.torch.load_file(opened.file("weights.safetensors")))
@@ -167,7 +188,7 @@ def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
 
     A file may be a bundle's weights.safetensors or a timm checkpoint of the backbone. The stem of
     small images and a classifier of another number of classes cannot be taken over; they keep
-    their random start, with a warning. Sparta activations that the weights do not know stay ReLU.
+    their random start, with a warning. Learnt activations that the weights do not know keep their start.
 
     Returns:
         The names of the tensors that were not taken over.
@@ -184,13 +205,13 @@ def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
     config = timm_config(timm_name)
     stem = tuple(f"{name}." for name in names(config.first_conv))
     classifier = tuple(f"{name}." for name in names(config.classifier))
-    sparta_names = {f"{name}.{part}" for name in _sparta_names(model.backbone) for part in ("weight", "bias")}
+    learnt_names = _learnt_names(model.backbone)
     wrong = [
         name
         for name in left
         if not name.startswith(classifier)  # other classes, or weights without a classifier
         and not (name.startswith(stem) and name in saved)  # a stem of another shape, but not of none
-        and not (name in sparta_names and name not in saved)
+        and not (name in learnt_names and name not in saved)
     ]
     if wrong:
         raise UnsupportedModel(
@@ -200,7 +221,7 @@ def load_initial_weights(model: PixelClassifier, init: str) -> list[str]:
     with torch.no_grad():
         for name in fits:
             own[name].copy_(saved[name])
-    if fresh := [name for name in left if name not in sparta_names]:
+    if fresh := [name for name in left if name not in learnt_names]:
         log.warning("%s does not fit %s in %s: random there", init, model.name, ", ".join(fresh))
     return left
 
@@ -235,9 +256,15 @@ def _check_runs(name: str, backbone: nn.Module, image_size: int, in_chans: int) 
         ) from error
 
 
-def _sparta_names(module: nn.Module) -> list[str]:
+def _learnt_names(module: nn.Module) -> set[str]:
+    """Return the names of the parameters of learnt activations."""
     named = module.named_modules(remove_duplicate=False)
-    return [name for name, child in named if isinstance(child, Sparta)]
+    return {
+        f"{name}.{part}"
+        for name, child in named
+        if isinstance(child, LEARNT)
+        for part, _ in child.named_parameters()
+    }
 
 
 def _normalisation(timm_name: str, in_chans: int) -> tuple[list[float], list[float]]:

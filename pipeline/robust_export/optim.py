@@ -8,17 +8,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from robust_export.activations import learnt_modules
 from robust_export.config import Train
-from robust_export.sparta import sparta_modules
 
 
-def make_optimizer(model: nn.Module, train: Train, sparta_lr_multiple: float) -> Optimizer:
+def make_optimizer(model: nn.Module, train: Train, lr_multiple: float) -> Optimizer:
     """Return SGD with Nesterov momentum, or AdamW, over three groups of parameters.
 
-    Weights of more than one dimension decay; norms and biases do not; Sparta does not either, and
-    learns at `sparta_lr_multiple` times the rate. Frozen parameters are left out.
+    Weights of more than one dimension decay; norms and biases do not; a learnt activation (Sparta, PSSiLU)
+    does not either, and learns at `lr_multiple` times the rate. Frozen parameters are left out.
     """
-    gates = {p for child in sparta_modules(model).values() for p in child.parameters()}
+    gates = {p for child in learnt_modules(model) for p in child.parameters()}
     learnt = [p for p in model.parameters() if p.requires_grad]
     plain = [p for p in learnt if p not in gates]
     groups = [
@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, train: Train, sparta_lr_multiple: float) ->
         {
             "params": [p for p in learnt if p in gates],
             "weight_decay": 0.0,
-            "lr": train.lr * sparta_lr_multiple,
+            "lr": train.lr * lr_multiple,
         },
     ]
     groups = [group for group in groups if group["params"]]
@@ -52,8 +52,11 @@ def learning_rate_factor(progress: float, schedule: str, warmup: float) -> float
     """Return the learning rate at `progress` (0 at the start, 1 at the end) over its peak.
 
     one-cycle rises linearly over the part `warmup` and falls linearly to 0; cosine falls as half a
-    cosine from the start.
+    cosine from the start; steps is 1, a tenth from 1/2 of the run on and a hundredth from 3/4 on (Rice et
+    al., arXiv 2002.11569).
     """
+    if schedule == "steps":
+        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     rising = progress / warmup if warmup else 1.0

@@ -62,11 +62,13 @@ def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Return the tables of a TOML file.
+    """Return the tables of a TOML file, or of a recipe of this package by its name ("cifar10-trades").
 
     Raises:
         InvalidValue: if the file cannot be read or is not TOML.
     """
+    if not Path(path).suffix and not Path(path).exists() and (packaged := default_recipe(str(path))):
+        return packaged
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
@@ -76,7 +78,7 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def default_recipe(data_set: str) -> dict[str, Any]:
-    """Return the tables of a data set's own recipe (or of "demo")."""
+    """Return the tables of a data set's own recipe, or of another of this package by its name."""
     file = resources.files("robust_export") / "recipes" / f"{data_set.partition(':')[0]}.toml"
     return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
 

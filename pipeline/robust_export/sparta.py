@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from robust_export.config import SpartaForm
 from robust_export.errors import InvalidValue, SpartaMismatch
 from robust_export.files import write_atomically
 
@@ -53,6 +54,23 @@ def sparta(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise InvalidValue(f"Sparta needs floating-point planes; received {x.dtype}")
     check_shapes(tuple(x.shape), tuple(weight.shape), tuple(bias.shape))
+    wide_x, attention = _attention(x, weight, bias)
+    gate = 2 * torch.sigmoid(attention)  # the gate is doubled, not x: float16 would overflow
+    return (F.relu(wide_x) * gate).to(x.dtype)
+
+
+def sparta_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return x * sigmoid(weight (*) x + bias), the form of research that starts at SiLU.
+
+    Shapes and dtypes are those of `sparta`. It has no kernel and no ONNX operator.
+    """
+    check_shapes(tuple(x.shape), tuple(weight.shape), tuple(bias.shape))
+    wide_x, attention = _attention(x, weight, bias)
+    return (wide_x * torch.sigmoid(attention)).to(x.dtype)
+
+
+def _attention(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x and weight (*) x + bias, both in float32 (float64 for a float64 `x`)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     # Autocast would round the gate's input to half precision, whatever dtype it is given.
     device = x.device.type
@@ -60,9 +78,9 @@ def sparta(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         wide_x = x.to(wide)
         padding = weight.shape[-1] // 2
-        attention = F.conv2d(wide_x, weight.to(wide), bias.to(wide), padding=padding, groups=weight.shape[0])
-        gate = 2 * torch.sigmoid(attention)  # the gate is doubled, not x: float16 would overflow
-        return (F.relu(wide_x) * gate).to(x.dtype)
+        return wide_x, F.conv2d(
+            wide_x, weight.to(wide), bias.to(wide), padding=padding, groups=weight.shape[0]
+        )
 
 
 def check_shapes(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...]) -> None:
@@ -86,18 +104,23 @@ class Sparta(nn.Module):
         channels: C, the width of the planes it attends to.
         kernel_size: k, the odd side of the neighbourhood the gate reads. 1 makes it a rectified
             per-channel Swish, 2 * relu(x) * sigmoid(w * x + b).
+        form: "relu", or "silu" for x * sigmoid(w (*) x + b), which starts as SiLU (w is 1 in its centre).
 
     Shape: [N, C, H, W] to [N, C, H, W], dtype kept.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+    def __init__(self, channels: int, kernel_size: int = 3, form: SpartaForm = "relu") -> None:
         super().__init__()
         if channels < 1:
             raise InvalidValue(f"Sparta needs at least one channel; received {channels}")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise InvalidValue(f"Sparta needs an odd kernel_size of 1 or more; received {kernel_size}")
+        self.form = form
         self.weight = nn.Parameter(torch.zeros(channels, 1, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(channels))
+        if form == "silu":
+            with torch.no_grad():
+                self.weight[:, :, kernel_size // 2, kernel_size // 2] = 1
 
     @property
     def channels(self) -> int:
@@ -108,6 +131,8 @@ class Sparta(nn.Module):
         return self.weight.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.form == "silu":
+            return sparta_silu(x, self.weight, self.bias)
         if torch.onnx.is_in_onnx_export():
             result: Tensor = torch.onnx.ops.symbolic(
                 f"{DOMAIN}::{OPERATOR}",
@@ -121,7 +146,8 @@ class Sparta(nn.Module):
         return sparta(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, kernel_size={self.kernel_size}"
+        form = ", form=silu" if self.form == "silu" else ""
+        return f"{self.channels}, kernel_size={self.kernel_size}{form}"
 
 
 # --- A Sparta function: the table {key: (w, b)} of a network, key a width or a site's name ---
@@ -163,6 +189,8 @@ def save_sparta(module: nn.Module, path: str | Path) -> Path:
     }
     share = "width" if all(key == str(child.channels) for key, child in table.items()) else "site"
     metadata = {"format": FILE_FORMAT, "version": str(VERSION), "share": share}
+    if any(child.form == "silu" for child in table.values()):
+        metadata["form"] = "silu"
     return write_atomically(path, save(tensors, metadata))
 
 
@@ -173,10 +201,14 @@ def load_sparta(module: nn.Module, path: str | Path) -> None:
 
     Raises:
         SpartaMismatch: if `path` holds no Sparta function, or one that lacks a width of the
-            network or has another kernel size; the message lists both sides.
+            network or has another kernel size or form; the message lists both sides.
     """
-    saved = _read_table(Path(path))
+    saved, form = _read_table(Path(path))
     table = sparta_table(module)
+    if needed := next((child.form for child in table.values() if child.form != form), ""):
+        raise SpartaMismatch(
+            f"{path} has the form {form!r}, the network needs {needed!r}: give the same sparta.form"
+        )
     missing = sorted(table.keys() - saved.keys(), key=lambda key: (len(key), key))
     if missing:
         raise SpartaMismatch(
@@ -200,7 +232,8 @@ def load_sparta(module: nn.Module, path: str | Path) -> None:
                 parameter.copy_(saved[key][name])
 
 
-def _read_table(path: Path) -> Mapping[str, Mapping[str, Tensor]]:
+def _read_table(path: Path) -> tuple[Mapping[str, Mapping[str, Tensor]], str]:
+    """Return the tensors of a file by key and name, and its form."""
     table: dict[str, dict[str, Tensor]] = {}
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -220,7 +253,25 @@ def _read_table(path: Path) -> Mapping[str, Mapping[str, Tensor]]:
             f"{path} is of version {metadata.get('version')} of Sparta; this robust-export knows "
             f"{VERSION}. Upgrade robust-export, or train the function again."
         )
-    return table
+    return table, metadata.get("form", "relu")
+
+
+def scramble_sparta(module: nn.Module, seed: int) -> None:
+    """Put the values of each weight and bias at random places: the same values, another function."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for child in sparta_modules(module).values():
+            for parameter in (child.weight, child.bias):
+                order = torch.randperm(parameter.numel(), generator=generator)
+                parameter.copy_(parameter.flatten()[order.to(parameter.device)].view_as(parameter))
+
+
+def keep_bias_only(module: nn.Module) -> None:
+    """Make the gates constant, sigmoid(b): their weights become zero and stop learning."""
+    for child in sparta_modules(module).values():
+        with torch.no_grad():
+            child.weight.zero_()
+        child.weight.requires_grad_(False)
 
 
 class _Room(ModuleType):

@@ -11,6 +11,9 @@ from robust_export.config import Recipe
 from robust_export.errors import TrainingError
 from robust_export.recipe import differences, load_recipe, parse
 
+MAY_CHANGE = ("train.checkpoint_every:", "data.workers:")
+"""Keys of a recipe that have no influence on the weights."""
+
 
 def prepare(target: Path, *, resume: bool, force: bool) -> Path:
     """Return the folder to train in, having made sure that nothing anybody wants is lost.
@@ -40,7 +43,10 @@ def prepare(target: Path, *, resume: bool, force: bool) -> Path:
 def check_same_recipe(recipe: Recipe, folder: Path) -> None:
     """Raise TrainingError if the run in `folder` was started from another recipe."""
     file = folder / "recipe.toml"
-    if file.is_file() and (changed := differences(parse(load_recipe(file), str(file)), recipe)):
+    if not file.is_file():
+        return
+    lines = differences(parse(load_recipe(file), str(file)), recipe)
+    if changed := [line for line in lines if not line.startswith(MAY_CHANGE)]:
         raise TrainingError(
             f"the run in {folder} was started from another recipe; --resume needs the same:\n  "
             + "\n  ".join(changed)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from robust_export.config import Threat
+from robust_export.config import MAX_EPS, SingleStep, Threat
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [N, K], labels [N]) to a sum over N
 
@@ -27,6 +27,7 @@ def pgd(
     steps: int,
     step_size: float,
     generator: Generator | None = None,
+    start: Tensor | None = None,
     loss: Loss = cross_entropy,
 ) -> Tensor:
     """Return images in the threat's ball around `pixels` that raise the loss.
@@ -43,17 +44,40 @@ def pgd(
         step_size: in units of pixels, as eps is.
         generator: on the CPU; starts each image at a random point of the ball. None starts at
             the image itself.
+        start: where to start instead, in the ball.
 
     Returns:
         [N, C, H, W] in [0, 1], at most eps from `pixels`, detached.
     """
-    x = pixels if generator is None else random_start(pixels, threat, generator)
+    x = pixels if start is None else start
+    if generator is not None:
+        x = random_start(pixels, threat, generator)
     for _ in range(steps):
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(loss(model(x), labels), [x])
         x = project(x.detach() + step_size * direction(gradient, threat), pixels, threat)
     return x.detach()
+
+
+def single_step(
+    model: nn.Module | Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, threat: Threat,
+    kind: SingleStep, generator: Generator,
+) -> Tensor:  # fmt: skip
+    """Return images that one step of the gradient made, for training that costs two passes.
+
+    n-fgsm (de Jorge et al., arXiv 2202.01181): x + noise of 2 eps, then a step of eps, no projection, so that
+    the result lies up to 3 eps from `pixels`. rs-fgsm (Wong et al., arXiv 2001.03994): a random point of the
+    ball, then a step of 1.25 eps, projected into the ball. Both stay in [0, 1].
+    """
+    wide = Threat(threat.norm, min(2 * threat.eps, MAX_EPS[threat.norm]))
+    start = random_start(pixels, wide if kind == "n-fgsm" else threat, generator)
+    x = start.requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(cross_entropy(model(x), labels), [x])
+    size = threat.eps if kind == "n-fgsm" else 1.25 * threat.eps
+    moved = x.detach() + size * direction(gradient, threat)
+    return moved.clamp(0, 1) if kind == "n-fgsm" else project(moved, pixels, threat)
 
 
 def project(x: Tensor, center: Tensor, threat: Threat) -> Tensor:
@@ -86,6 +110,12 @@ def random_start(pixels: Tensor, threat: Threat, generator: Generator) -> Tensor
     noise = torch.randn(shape, generator=generator).to(device)
     radius = torch.rand(len(pixels), 1, 1, 1, generator=generator).to(device)
     return (pixels + threat.eps * radius * noise / _l2(noise).clamp_min(1e-12)).clamp(0, 1)
+
+
+def nearby(pixels: Tensor, threat: Threat, generator: Generator, sigma: float = 1e-3) -> Tensor:
+    """Return pixels + sigma * N(0, 1), within the ball and [0, 1]."""
+    noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+    return project(pixels + sigma * noise, pixels, threat)
 
 
 def _l2(x: Tensor) -> Tensor:

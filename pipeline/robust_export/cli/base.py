@@ -12,6 +12,7 @@ import click
 
 from robust_export import __version__
 from robust_export.errors import RobustExportError
+from robust_export.stop import Stop
 
 
 class Failure(click.ClickException):
@@ -70,16 +71,24 @@ def typed() -> str:
 
 
 @contextmanager
-def interruptible(message: str) -> Iterator[None]:
-    """Turn Ctrl-C, and SIGTERM just so, into a failure with a message."""
+def interruptible(message: str, stop: Stop | None = None) -> Iterator[None]:
+    """Turn Ctrl-C, and SIGTERM just so, into a failure with a message.
+
+    Args:
+        stop: is asked at the first signal, if it hears; a second one interrupts at once.
+    """
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        if stop is None or stop.asked or not stop.heard:
+            raise KeyboardInterrupt
+        stop.asked = True
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    signals = (signal.SIGTERM,) if stop is None else (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in signals}
     try:
         yield
     except KeyboardInterrupt:
         raise Failure(message) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import cli, interruptible, json_option, model_option, typed
+from robust_export.cli.base import Failure, cli, interruptible, json_option, model_option, typed
 from robust_export.console import Console
-from robust_export.errors import InvalidValue
+from robust_export.errors import InvalidValue, TrainingStopped
 from robust_export.runtimes import RUNTIMES
+from robust_export.stop import Stop
 
 GATE_FAILED = 3  # the exit code of a gate that did not hold
 
@@ -46,39 +47,59 @@ def demo(as_json: bool) -> None:
 @click.option("--norm", metavar="NORM", help="Of the budget: Linf or L2.")
 @click.option("--data-dir", metavar="DIR", help="Where torchvision's data sets lie.")
 @click.option("--init", metavar="WHAT", help="random, pretrained (timm's weights) or a .safetensors file.")
+@click.option(
+    "--method", metavar="NAME", help="pgd-at, trades, mart, fast (one step) or standard (no attack)."
+)
+@click.option("--extra", metavar="folder:PATH", help="More training images, mixed in at data.extra_ratio.")
+@click.option(
+    "--sparta-from", metavar="BUNDLE", help="Start from this bundle's Sparta function, or a file's."
+)
+@click.option("--freeze-sparta", is_flag=True, default=None, help="The Sparta function does not learn.")
+@click.option("--checkpoint-every", type=int, metavar="N", help="Steps between checkpoints.  [1000]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @json_option
 def train(
     model: str | None, dataset: str | None, recipe: Path | None, out: Path | None, resume: bool,
     force: bool, epochs: int | None, seed: int | None, eps: str | None, norm: str | None,
-    data_dir: str | None, init: str | None, device: str, as_json: bool,
+    data_dir: str | None, init: str | None, method: str | None, extra: str | None, sparta_from: str | None,
+    freeze_sparta: bool | None, checkpoint_every: int | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a network against attacks and write it as a bundle.
 
-    Options go before the recipe file, and the recipe file before the data set's own defaults.
+    Options go before the recipe file, and the recipe file before the data set's own defaults. Ctrl-C and
+    SIGTERM let the step finish and save the state (exit code 1); a second one interrupts at once.
     """
     from robust_export.bundle import HOME
 
     console = Console(as_json)
     options: dict[str, dict[str, Any]] = {
-        "model": {"name": model, "init": init}, "data": {"name": dataset, "dir": data_dir},
-        "threat": {"eps": eps, "norm": norm}, "train": {"epochs": epochs, "seed": seed},
+        "model": {"name": model, "init": init}, "data": {"name": dataset, "dir": data_dir, "extra": extra},
+        "sparta": {"load": sparta_from, "freeze": freeze_sparta}, "threat": {"eps": eps, "norm": norm},
+        "train": {
+            "epochs": epochs, "seed": seed, "method": method, "checkpoint_every": checkpoint_every,
+        },
     }  # fmt: skip
     asked = _recipe(recipe, options)
     target = out or HOME / asked.model.name
-    with interruptible(f"training was interrupted; go on with the same command and --resume ({target})"):
+    go_on, stop = f"go on with the same command and --resume ({target})", Stop()
+    with interruptible(f"training was interrupted; {go_on}", stop):
         from robust_export.training import train as run
 
-        bundle = run(
-            asked, target, resume=resume, force=force, device=device,
-            on_epoch=console.epoch, on_step=console.step,
-        )  # fmt: skip
+        try:
+            bundle = run(
+                asked, target, resume=resume, force=force, device=device, stop=stop,
+                on_epoch=console.epoch, on_step=console.step,
+            )  # fmt: skip
+        except TrainingStopped as error:
+            raise Failure(f"{error}\n{go_on.capitalize()}") from None
     facts = bundle.manifest["provenance"]
     console.show({
         "bundle": str(bundle.path), "model": asked.model.name, "epochs": facts["epochs"],
-        "best_epoch": facts["best_epoch"], "val": facts["val"],
+        "best_epoch": facts["best_epoch"], "val": facts["val"], "stopped": facts.get("stopped"),
         "weights_sha256": bundle.manifest["files"]["weights.safetensors"]["sha256"],
     })  # fmt: skip
+    if "stopped" in facts:
+        console.say(f"stopped early: {facts['stopped']}")
     console.say(f"wrote {bundle.path}; next: robust-export onnx --model {_name(bundle.path)}")
 
 

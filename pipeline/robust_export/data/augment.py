@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torchvision.transforms import v2
 
 
 def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Tensor:
@@ -23,6 +24,39 @@ def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Ten
         mirrored = torch.rand(len(pixels), generator=generator).lt(0.5).to(pixels.device)
         pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels)
     return pixels
+
+
+def randaugment(pixels: Tensor, operations: int, magnitude: int) -> Tensor:
+    """Change each image by so many random operations (Cubuk et al., arXiv 1909.13719), by torchvision.
+
+    Args:
+        pixels: [N, C, H, W] in [0, 1], C = 1 or 3, on the CPU; rounded to 8 bits.
+        operations: 0 returns `pixels` itself.
+        magnitude: 0 to 30.
+
+    Its randomness comes from torch's global generator.
+    """
+    if not operations:
+        return pixels
+    change = v2.RandAugment(operations, magnitude)
+    raw = (pixels * 255).round().to(torch.uint8)
+    return torch.stack([change(image) for image in raw]).float().div_(255)
+
+
+def cutmix(pixels: Tensor, labels: Tensor, alpha: float, classes: int) -> tuple[Tensor, Tensor]:
+    """Paste a box of another image into each, and mix the labels by area (Yun et al., arXiv 1905.04899).
+
+    Args:
+        labels: [N].
+        alpha: the box leaves a part lambda ~ Beta(alpha, alpha); 0 returns both as they are.
+
+    Returns:
+        [N, C, H, W] and probabilities [N, classes]. Randomness comes from torch's global generator.
+    """
+    if not alpha:
+        return pixels, labels
+    mixed: tuple[Tensor, Tensor] = v2.CutMix(alpha=alpha, num_classes=classes)(pixels, labels)
+    return mixed
 
 
 def _translate(pixels: Tensor, shift: int, generator: Generator) -> Tensor:

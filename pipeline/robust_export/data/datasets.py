@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,12 @@ Batch = tuple[Tensor, Tensor]  # float32 pixels [N, C, H, W] in [0, 1], int64 la
 VAL_FRACTION = 0.1
 FOLDER_SIZE = 224  # pixels, for a folder whose images have no size of their own
 CACHE_BYTES = 1 << 30  # a split that is smaller than this is decoded once and kept in memory
+
+
+class Batched(Protocol):
+    """What gives batches of images by their indices."""
+
+    def batch(self, indices: Sequence[int]) -> Batch: ...
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -101,23 +107,33 @@ def load_splits(
 def batches(
     images: Images, batch_size: int, *, shuffle_seed: int | None = None, workers: int = 0
 ) -> Iterator[Batch]:
-    """Yield the split batch by batch, in order, or in the order that `shuffle_seed` gives.
+    """Yield the split batch by batch, in order, or in the order that `shuffle_seed` gives."""
+    yield from fetch(images, chunks(len(images), batch_size, shuffle_seed), workers)
+
+
+def chunks(count: int, batch_size: int, shuffle_seed: int | None) -> list[list[int]]:
+    """Return the indices 0 to count - 1 batch by batch, in order, or in the order that the seed gives.
 
     A shuffled pass leaves out the last images where a single one would be over: batch norm has no
     variance of one.
     """
-    order: Tensor = torch.arange(len(images))
+    order: Tensor = torch.arange(count)
     if shuffle_seed is not None:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(shuffle_seed))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(shuffle_seed))
         if len(order) % batch_size == 1 and len(order) > 1:
             order = order[:-1]
-    chunks = [chunk.tolist() for chunk in order.split(batch_size)]
+    return [chunk.tolist() for chunk in order.split(batch_size)]
+
+
+def fetch(images: Batched, wanted: list[list[int]], workers: int = 0) -> Iterator[Batch]:
+    """Yield the batches of these indices, fetched here or by so many processes."""
     if workers == 0:
-        yield from map(images.batch, chunks)
+        yield from map(images.batch, wanted)
         return
     loader: DataLoader[Any] = DataLoader(
-        _Chunks(images, chunks), batch_size=None, collate_fn=_as_is, num_workers=workers
-    )
+        _Chunks(images, wanted), batch_size=None, collate_fn=_as_is, num_workers=workers,
+        generator=torch.Generator(),  # its own: torch's would be one number further with workers than without
+    )  # fmt: skip
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
@@ -132,7 +148,7 @@ def batch_count(images: Images, batch_size: int) -> int:
 class _Chunks(Dataset[Batch | DataError]):
     """Whole batches, so that a worker fetches one at once; an error is handed over as it is."""
 
-    def __init__(self, images: Images, chunks: list[list[int]]) -> None:
+    def __init__(self, images: Batched, chunks: list[list[int]]) -> None:
         self.images, self.chunks = images, chunks
 
     def __len__(self) -> int:

@@ -39,6 +39,16 @@ def folder(path: Path) -> Source:
     return Source(f"folder:{path}", classes, train, test, _folder_digest(path, train, test), None)
 
 
+def training_images(path: Path) -> Source:
+    """Open all images of a folder that are for training: those of train/, or all where there is no train/."""
+    if not path.is_dir():
+        raise DataError(f"data set folder:{path}: there is no such folder")
+    root = path / "train" if (path / "train").is_dir() else path
+    classes, part = _list(root)
+    empty = part.select([])
+    return Source(f"folder:{path}", classes, part, empty, _folder_digest(path, part), None)
+
+
 def _list(root: Path) -> tuple[tuple[str, ...], Part]:
     try:
         listing = tv.ImageFolder(root, allow_empty=True)

@@ -63,6 +63,12 @@ def to_onnx(
     """Return what `export_onnx` writes, and raise what it raises."""
     if opset not in OPSETS:
         raise InvalidValue(f"opset is {opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
+    if any(child.form != "relu" for child in sparta_modules(module).values()):
+        raise UnsupportedModel(
+            'this network\'s Sparta has the form "silu", x * sigmoid(w (*) x + b), which is for comparisons: '
+            'the operator ai.sparta::Sparta and its kernels have the form "relu". Train with sparta.form = '
+            '"relu" to export.'
+        )
     twin = copy.deepcopy(module).to("cpu", torch.float32).eval()
     example = torch.rand(2, in_chans, image_size, image_size)
     model = _torch_export(twin, example, opset)

@@ -1,0 +1,94 @@
+"""The batches of a training epoch, in a seeded order, with extra images mixed in at a ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Generator
+
+from robust_export.data.datasets import Batch, Images, chunks, fetch
+from robust_export.data.folder import training_images
+from robust_export.errors import DataError, InvalidValue
+
+EXTRA_SEED = 1_000_033  # a multiple of it sets the draw of extra images apart from the order of the others
+
+
+class Feed:
+    """The training images of a run, batch by batch.
+
+    An epoch is one pass over the data set's own images. With extra images every full batch has
+    round(ratio * batch_size) of them, drawn with replacement: a large synthetic set is sampled, a small one
+    repeated. The order depends on the seed and on nothing else.
+
+    Args:
+        extra: more images of the same classes, or None.
+        ratio: their part of a batch, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        workers: int = 0,
+        extra: Images | None = None,
+        ratio: float = 0.0,
+    ) -> None:
+        self.images, self.extra, self.workers = images, extra, workers
+        self.drawn = round(ratio * batch_size) if extra is not None else 0
+        self.own = batch_size - self.drawn
+        if self.own < 1:
+            raise InvalidValue(
+                f"data.extra_ratio {ratio:g} leaves no place for the data set's own images in a batch of "
+                f"{batch_size}; give a smaller one"
+            )
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        return len(chunks(len(self.images), self.own, 0))
+
+    def epoch(self, seed: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of the epoch with this seed, from number `skip` on."""
+        wanted = chunks(len(self.images), self.own, seed)
+        if self.extra is not None:
+            generator = Generator().manual_seed(seed * EXTRA_SEED % 2**63)
+            shape = (len(wanted), self.drawn)
+            draws = torch.randint(len(self.extra), shape, generator=generator) + len(self.images)
+            wanted = [[*chunk, *more] for chunk, more in zip(wanted, draws.tolist(), strict=True)]
+        yield from fetch(self, wanted[skip:], self.workers)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return the images at `indices`; from len(images) on they are the extra ones."""
+        count = len(self.images)
+        pixels, labels = self.images.batch([i for i in indices if i < count])
+        more = [i - count for i in indices if i >= count]
+        if self.extra is None or not more:
+            return pixels, labels
+        theirs = self.extra.batch(more)
+        return torch.cat([pixels, theirs[0]]), torch.cat([labels, theirs[1]])
+
+
+def load_extra(spec: str, images: Images, image_size: int, in_chans: int) -> Images:
+    """Return the extra training images of `folder:PATH`, labelled with the classes of `images`.
+
+    Every class sub-folder is named as a class of the data set; a class may be missing.
+
+    Raises:
+        InvalidValue: if `spec` is no folder.
+        DataError: if the folder is missing, empty, or has classes that the data set lacks.
+    """
+    kind, _, path = spec.partition(":")
+    if kind != "folder" or not path:
+        raise InvalidValue(f"data.extra is {spec!r}; expected folder:PATH, with one sub-folder a class")
+    source = training_images(Path(path))
+    unknown = [name for name in source.classes if name not in images.classes]
+    if unknown:
+        raise DataError(
+            f"extra images of {spec} have classes that {images.name} lacks: {', '.join(unknown[:5])}; "
+            f"name the sub-folders as its classes: {', '.join(images.classes[:20])}"
+        )
+    index = torch.tensor([images.classes.index(name) for name in source.classes])
+    extra = Images(source, source.train, image_size, in_chans)
+    extra.labels = index[extra.labels]
+    return extra

@@ -1,0 +1,60 @@
+"""Training: a recipe in, a bundle out; by attacks of several kinds, resumable at any step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robust_export.bundle import MANIFEST, Bundle
+from robust_export.config import Recipe
+from robust_export.device import find_device
+from robust_export.files import replace_folder
+from robust_export.stop import Stop
+from robust_export.training.run import OnEpoch, OnStep, Run
+from robust_export.training.state import Epoch
+from robust_export.workspace import check_same_recipe, prepare
+
+__all__ = ["Epoch", "OnEpoch", "OnStep", "Run", "Stop", "train"]
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    device: str = "auto",
+    on_epoch: OnEpoch = lambda epoch, epochs: None,
+    on_step: OnStep = lambda epoch, step, steps: None,
+    name: str | None = None,
+    stop: Stop | None = None,
+) -> Bundle:
+    """Train a network as the recipe says and return the finished bundle in `out`.
+
+    The state is saved after every epoch, every `train.checkpoint_every` steps, and when `stop` asks for it.
+    Whenever it is interrupted, the same call with `resume` gives weights.safetensors that are the same to the
+    last bit (same machine, same versions).
+
+    Args:
+        resume: go on where a run in `out` stopped; start where there is none; return at once
+            where it is finished.
+        force: replace a bundle that is there already, once the new one is finished.
+        name: the bundle's, by default that of its folder.
+        stop: asks the run to save its state after the step it is in, and to stop.
+
+    Raises:
+        TrainingError: if `out` holds something else, the recipe changed, the loss diverged, or a process that
+            decodes images died.
+        TrainingStopped: if `stop` asked for it.
+    """
+    target = Path(out)
+    folder = prepare(target, resume=resume, force=force)
+    if resume:
+        check_same_recipe(recipe, folder)
+    if not (folder / MANIFEST).is_file():
+        run = Run(recipe, folder, find_device(device), stop)
+        run.start()
+        run.fit(on_epoch, on_step)
+        run.finish(name or target.name)
+    if folder != target:
+        replace_folder(folder, target)
+    return Bundle.open(target)

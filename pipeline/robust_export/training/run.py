@@ -1,0 +1,228 @@
+"""A training run: its loop of epochs and steps, its state on disk, the bundle that it ends in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Generator, Tensor
+
+from robust_export import checkpoint as ckpt
+from robust_export.bundle import Bundle
+from robust_export.config import Recipe
+from robust_export.data import Batch, Feed, augment, cutmix, load_extra, load_splits, randaugment
+from robust_export.errors import TrainingError, TrainingStopped
+from robust_export.files import write_atomically, write_json
+from robust_export.models import build_model
+from robust_export.optim import learning_rate_factor, set_learning_rate
+from robust_export.recipe import to_toml
+from robust_export.sparta import save_sparta, sparta_modules
+from robust_export.stop import Stop
+from robust_export.training.health import Watched, collapsed, explain, finite, first_bad
+from robust_export.training.learner import Learner
+from robust_export.training.manifest import manifest, sparta_source
+from robust_export.training.state import Epoch, Position, Sums, restore_rng, rng_state
+from robust_export.weights import load_tensors, tensors
+
+OnEpoch = Callable[[Epoch, int], None]  # an epoch, and how many there will be
+OnStep = Callable[[int, int, int], None]  # the epoch from 1, its step from 1, and its steps
+
+CHECK_EVERY = 20  # steps after which the losses are looked at: each look waits for the GPU
+
+
+class Run(Learner):
+    """A training run in a folder: a network that learns, its epochs, its best weights so far."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, stop: Stop | None = None) -> None:
+        self.folder, self.stop = folder, stop or Stop()
+        spec, data = recipe.model, recipe.data
+        self.train_images, val_images = load_splits(
+            data.name, spec.image_size, spec.in_chans, data.dir, data.val_fraction
+        )
+        extra = None
+        if data.extra:
+            extra = load_extra(data.extra, self.train_images, spec.image_size, spec.in_chans)
+        self.feed = Feed(self.train_images, recipe.train.batch_size, data.workers, extra, data.extra_ratio)
+        self.sparta_from = sparta_source(recipe.sparta)
+        torch.manual_seed(recipe.train.seed)
+        network = build_model(spec, recipe.sparta, len(self.train_images.classes), recipe.train.seed)
+        super().__init__(recipe, network, val_images, device)
+        self.history: list[Epoch] = []
+        self.watched: list[Watched] = []  # of single-step training only
+        self.position = Position()
+        self.saved_at = ""
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = 0
+
+    # --- the loop ---
+
+    def start(self) -> None:
+        """Take up the last checkpoint, or save the first."""
+        write_atomically(self.folder / "recipe.toml", to_toml(self.recipe))
+        for stale in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            stale.unlink()
+        if ckpt.has_checkpoint(self.folder / ckpt.FOLDER):
+            self._load()
+        else:
+            self._save()
+
+    def fit(self, on_epoch: OnEpoch, on_step: OnStep = lambda epoch, step, steps: None) -> None:
+        """Train epoch by epoch until all are done, patience is over, or robustness collapsed."""
+        epochs = self.recipe.train.epochs
+        try:
+            with self.stop.listening():
+                while len(self.history) < epochs and not self._out_of_patience() and not self.stopped:
+                    on_epoch(self._one_epoch(on_step), epochs)
+        except RuntimeError as error:
+            raise explain(error) from error
+
+    def _one_epoch(self, on_step: OnStep) -> Epoch:
+        started = time.monotonic()
+        loss = self._train_epoch(len(self.history), on_step)
+        clean, robust = self.validate(self.ema.module)
+        if self.recipe.train.method == "fast":
+            self.watched.append(self._watch())
+        epoch = Epoch(len(self.history) + 1, loss, clean, robust, time.monotonic() - started)
+        if not self.best or self._score(epoch) > self._score(self.history[self.best_epoch - 1]):
+            self.best = {k: v.detach().clone() for k, v in tensors(self.ema.module).items()}
+            self.best_epoch = epoch.epoch
+        self.history.append(epoch)
+        self.position = Position()
+        self._save()
+        return epoch
+
+    def _train_epoch(self, index: int, on_step: OnStep) -> float:
+        """One pass over the training images, or the rest of one; its randomness comes from (seed, index)."""
+        settings, first, steps = self.recipe.train, self.position.step, len(self.feed)
+        self.epochs_done = index
+        seed = settings.seed * 1_000_003 + index
+        torch.manual_seed(seed)  # dropout and the like
+        generator = Generator().manual_seed(seed)
+        if self.position.rng:
+            restore_rng(self.position.rng, generator, self.device)
+        sums = Sums(self.position, self.device)
+        for step, batch in enumerate(self.feed.epoch(seed, first), first):
+            progress = (index * steps + step) / (settings.epochs * steps)
+            rate = learning_rate_factor(progress, settings.schedule, settings.warmup)
+            set_learning_rate(self.optimizer, rate)
+            pixels, labels = self._prepare(batch, generator)
+            sums.add(self._step(pixels, labels, generator), len(labels))
+            on_step(index + 1, step + 1, steps)
+            self._after_step(step + 1, sums, generator)
+        return sums.mean()
+
+    def _after_step(self, done: int, sums: Sums, generator: Generator) -> None:
+        """Look at the losses now and then, and save the state where it is due or asked for."""
+        every, last = self.recipe.train.checkpoint_every, done == len(self.feed)
+        due = every > 0 and done % every == 0 and not last
+        if due or last or self.stop.asked or len(sums.recent) == CHECK_EVERY:
+            self._check(sums.recent, done)
+            sums.recent.clear()
+        if due or last or self.stop.asked:
+            self.position = sums.position(done, rng_state(generator, self.device))
+        if due:
+            self._save()
+        self._between_batches()
+
+    def _prepare(self, batch: Batch, generator: Generator) -> Batch:
+        """Return a batch on the device, augmented; with CutMix its labels are probabilities."""
+        data, (pixels, labels) = self.recipe.data, batch
+        pixels = augment(pixels, data.shift, data.flip, generator)
+        pixels = randaugment(pixels, data.randaugment, data.randaugment_magnitude)
+        pixels, labels = cutmix(pixels, labels, data.cutmix, len(self.train_images.classes))
+        return self._to_device(pixels), labels.to(self.device)
+
+    # --- when it ends ---
+
+    @property
+    def stopped(self) -> str:
+        """Why it ends before its last epoch, beside patience; nothing where it does not."""
+        if not collapsed(self.watched):
+            return ""
+        best, last = max(w.multi_step for w in self.watched), self.watched[-1]
+        return (
+            f"catastrophic overfitting in epoch {len(self.watched)}: accuracy under PGD fell from {best:.1%} "
+            f"to {last.multi_step:.1%}, under a single step it is {last.single_step:.1%}; the weights "
+            f"kept are those of epoch {self.best_epoch}"
+        )
+
+    def _score(self, epoch: Epoch) -> tuple[float, float]:
+        """Return what the best epoch has most of: robust accuracy, or clean if nothing attacks."""
+        clean, robust = epoch.clean_accuracy, epoch.robust_accuracy
+        return (robust, clean) if self.recipe.attacked else (clean, robust)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.train.patience
+        return bool(patience) and len(self.history) - self.best_epoch >= patience
+
+    def _check(self, losses: list[Tensor], done: int) -> None:
+        """Raise TrainingError if one of the losses up to step `done`, or a weight, is no number."""
+        bad = first_bad(losses)
+        if bad is None and finite(self.model):
+            return
+        step = done if bad is None else done - len(losses) + bad + 1
+        what = "a weight became nan or inf" if bad is None else f"the loss became {losses[bad].item()}"
+        raise TrainingError(
+            f"{what} in epoch {len(self.history) + 1}, step {step} of {len(self.feed)}. The checkpoint of "
+            f"{self.saved_at} is whole; lower train.lr (now {self.recipe.train.lr:g}) or set "
+            "train.clip_grad, and train again."
+        )
+
+    def _between_batches(self) -> None:
+        """Save the state and raise TrainingStopped if somebody asked to stop."""
+        if self.stop.asked:
+            self._save()
+            raise TrainingStopped(
+                f"training stopped as asked and lost nothing: {self.folder} has its state at {self.saved_at}"
+            )
+
+    # --- what is kept on disk ---
+
+    def _save(self) -> None:
+        state = {
+            "model": tensors(self.model), "ema": tensors(self.ema), "best": self.best,
+            "optimizer": ckpt.optimizer_tensors(self.optimizer), "rng": self.position.rng,
+        }  # fmt: skip
+        facts = {
+            "best_epoch": self.best_epoch, "history": [asdict(e) for e in self.history],
+            "position": self.position.facts(), "watched": [asdict(w) for w in self.watched],
+            "sparta_from": self.sparta_from,
+        }  # fmt: skip
+        ckpt.save_checkpoint(
+            self.folder / ckpt.FOLDER, len(self.history), state, facts, step=self.position.step
+        )
+        self.saved_at = self._where()
+
+    def _where(self) -> str:
+        """Return "epoch 2", or "epoch 3, step 40" within an epoch."""
+        done = self.position.step
+        return f"epoch {len(self.history) + 1}, step {done}" if done else f"epoch {len(self.history)}"
+
+    def _load(self) -> None:
+        state, facts = ckpt.load_checkpoint(self.folder / ckpt.FOLDER)
+        load_tensors(self.model, state["model"])
+        load_tensors(self.ema, state["ema"])
+        ckpt.load_optimizer_tensors(self.optimizer, state.get("optimizer", {}))
+        self.best = {k: v.to(self.device) for k, v in state.get("best", {}).items()}
+        self.best_epoch = facts["best_epoch"]
+        self.history = [Epoch(**entry) for entry in facts["history"]]
+        self.position = Position(**facts.get("position", {}), rng=state.get("rng", {}))
+        self.watched = [Watched(**entry) for entry in facts.get("watched", [])]
+        self.sparta_from = facts.get("sparta_from", self.sparta_from)
+        self.saved_at = self._where()
+
+    def finish(self, name: str) -> Bundle:
+        """Write the best weights and the manifest that makes the folder a bundle."""
+        load_tensors(self.ema.module, self.best)
+        weights = {k: v.detach().cpu().contiguous() for k, v in tensors(self.ema.module).items()}
+        write_atomically(self.folder / "weights.safetensors", save(weights))
+        write_json(self.folder / "history.json", [asdict(e) for e in self.history])
+        files = {"recipe.toml": "recipe", "weights.safetensors": "weights", "history.json": "history"}
+        if sparta_modules(self.ema.module):
+            save_sparta(self.ema.module, self.folder / "sparta.safetensors")
+            files["sparta.safetensors"] = "sparta"
+        return Bundle.create(self.folder, manifest(self, name), files)

@@ -1,0 +1,79 @@
+"""Adversarial weight perturbation: where it goes, what it leaves as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_export.training.awp import perturbed
+
+
+class Net(nn.Module):
+    """A convolution, batch norm and a linear layer: [N, 1, 4, 4] to [N, 3]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc(self.norm(self.conv(x)).flatten(1))
+        return result
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return nn.functional.cross_entropy(model(x), torch.arange(6) % 3)
+
+
+def test_each_weight_moves_up_the_loss_by_gamma_times_its_norm() -> None:
+    """For a loss that is linear in the weight, w' = w + gamma ||w|| c / ||c|| is the worst there is."""
+    layer = nn.Linear(4, 1)
+    c = torch.tensor([[3.0, 0.0, -4.0, 0.0]])
+    before = layer.weight.detach().clone()
+    with perturbed(layer, lambda: (layer.weight * c).sum() + layer.bias.sum(), 0.1):
+        torch.testing.assert_close(layer.weight.detach(), before + 0.1 * before.norm() * c / 5)
+        assert (layer.weight * c).sum() > (before * c).sum()
+
+
+def test_nothing_is_left_of_it() -> None:
+    model = Net().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seen: dict[str, Tensor] = {}
+    with perturbed(model, lambda: loss_of(model), 0.01):
+        seen |= {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    moved = {name for name in before if not torch.equal(seen[name], before[name])}
+    assert moved == {"conv.weight", "fc.weight"}  # not biases, norms, nor batch norm's averages
+    for name in moved:
+        assert (seen[name] - before[name]).norm() == pytest.approx(
+            0.01 * before[name].norm().item(), rel=1e-4
+        )
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_loss_is_higher_within() -> None:
+    model = Net().train()
+    plain = loss_of(model).item()
+    with perturbed(model, lambda: loss_of(model), 0.05):
+        assert loss_of(model).item() > plain
+
+
+def test_what_is_frozen_or_zero_stays() -> None:
+    model = Net()
+    model.conv.weight.requires_grad_(False)
+    with torch.no_grad():
+        model.fc.weight.zero_()
+    with perturbed(model, lambda: loss_of(model), 0.1):
+        assert (model.fc.weight == 0).all()
+        assert not model.conv.weight.isnan().any()
+
+
+def test_an_error_within_puts_the_weights_back() -> None:
+    model = Net()
+    before = model.fc.weight.detach().clone()
+    with pytest.raises(ZeroDivisionError), perturbed(model, lambda: loss_of(model), 0.1):
+        _ = 1 / 0
+    assert torch.equal(model.fc.weight.detach(), before)

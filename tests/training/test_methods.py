@@ -1,0 +1,154 @@
+"""Methods: how each attacks, on a linear network with a known worst case, and what it minimises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from robust_export.attacks.pgd import single_step
+from robust_export.config import Recipe, Threat
+from robust_export.errors import InvalidValue
+from robust_export.recipe import parse
+from robust_export.training import losses
+from robust_export.training.methods import find_method
+from tests.conftest import Linear, tiny_recipe
+
+EPS = 0.05
+METHODS = ["pgd-at", "trades", "mart", "fast", "standard"]
+
+
+def recipe(method: str, **train: Any) -> Recipe:
+    return parse({
+        "train": {"method": method, **train}, "threat": {"eps": EPS},
+        "attack": {"steps": 10, "step_size": 0.5},
+    })  # fmt: skip
+
+
+class Spy(nn.Module):
+    """A network that remembers the images it was given."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        result: Tensor = self.inner(x)
+        return result
+
+
+def minimised(method: str, linear: Linear, **train: Any) -> tuple[Tensor, list[Tensor]]:
+    """Return a batch's loss, and the images that it was computed on."""
+    objective = find_method(recipe(method, **train))(
+        linear.module, linear.pixels, linear.labels, Generator().manual_seed(0)
+    )
+    spy = Spy(linear.module)
+    return objective(spy), spy.seen
+
+
+def worst_binary(linear: Linear) -> None:
+    """Make the network one of two classes, where the worst image is x - eps * sign(w_y - w_other)."""
+    layer = linear.module[1]
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight[2:], layer.bias[2:] = 0, -1e4
+    linear.labels.copy_(linear.module(linear.pixels).argmax(1))
+
+
+def worst_images(linear: Linear) -> Tensor:
+    layer = linear.module[1]
+    assert isinstance(layer, nn.Linear)
+    toward = (layer.weight[linear.labels] - layer.weight[1 - linear.labels]).sign().view_as(linear.pixels)
+    return linear.pixels - EPS * toward
+
+
+@pytest.mark.parametrize("method", ["pgd-at", "mart"])
+def test_ten_steps_reach_the_worst_image(linear: Linear, method: str) -> None:
+    worst_binary(linear)
+    _, seen = minimised(method, linear)
+    torch.testing.assert_close(seen[-1], worst_images(linear))
+
+
+def test_the_attack_of_trades_raises_the_divergence(linear: Linear) -> None:
+    """It knows no labels: an image goes straight to the corner on its one side or on its other."""
+    worst_binary(linear)
+    _, (clean, attacked) = minimised("trades", linear)
+    assert torch.equal(clean, linear.pixels)
+    corners = torch.stack([worst_images(linear), 2 * clean - worst_images(linear)])
+    nearest = (corners - attacked).abs().amax((2, 3, 4)).amin(0)
+    assert nearest.max() < 1e-5
+    logits = linear.module(clean)
+    apart = losses.kl_divergence(logits, linear.module(attacked))
+    assert apart > 10 * losses.kl_divergence(logits, linear.module(clean + 0.001 * (attacked - clean).sign()))
+
+
+def test_each_method_minimises_its_loss(linear: Linear) -> None:
+    net, labels = linear.module, linear.labels
+    for method, beta in {"trades": 6.0, "mart": 5.0}.items():
+        loss, (clean, attacked) = minimised(method, linear)
+        formula = losses.trades if method == "trades" else losses.mart
+        torch.testing.assert_close(loss, formula(net(clean), net(attacked), labels, beta))
+        other, _ = minimised(method, linear, beta=1.5)
+        torch.testing.assert_close(other, formula(net(clean), net(attacked), labels, 1.5))
+    for method in ("pgd-at", "fast", "standard"):
+        loss, (seen,) = minimised(method, linear, label_smoothing=0.1)
+        torch.testing.assert_close(loss, losses.cross_entropy(net(seen), labels, 0.1))
+        assert torch.equal(seen, linear.pixels) == (method == "standard")
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_one_step_methods_stay_where_their_papers_say(linear: Linear, norm: Any) -> None:
+    threat = Threat(norm, EPS if norm == "Linf" else 0.5)
+
+    def sizes(kind: Any) -> Tensor:
+        x = single_step(linear.module, linear.pixels, linear.labels, threat, kind, Generator().manual_seed(0))
+        assert 0 <= x.min() <= x.max() <= 1
+        delta = (x - linear.pixels).flatten(1)
+        return delta.abs().amax(1) if norm == "Linf" else delta.norm(dim=1)
+
+    assert sizes("rs-fgsm").max() <= threat.eps * (1 + 1e-5)
+    wide = sizes("n-fgsm")
+    assert wide.max() <= 3 * threat.eps * (1 + 1e-5)
+    assert wide.max() > 1.2 * threat.eps  # it is not clipped into the ball
+
+
+def test_n_fgsm_steps_by_eps_from_its_noise(linear: Linear) -> None:
+    worst_binary(linear)
+    x = single_step(
+        linear.module, linear.pixels, linear.labels, Threat("Linf", EPS), "n-fgsm", Generator().manual_seed(0)
+    )
+    noise = x - worst_images(linear)  # what is left without the step
+    assert noise.abs().max() <= 2 * EPS * (1 + 1e-5)
+    assert noise.abs().max() > 1.9 * EPS
+    assert abs(noise.mean().item()) < 0.1 * EPS
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_generator_alone_decides(linear: Linear, method: str) -> None:
+    first, again = minimised(method, linear), minimised(method, linear)
+    assert torch.equal(first[0], again[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+
+
+def test_no_steps_are_standard_training() -> None:
+    assert not tiny_recipe(attack={"steps": 0}).attacked
+    assert not tiny_recipe(train={"method": "standard"}).attacked
+    assert tiny_recipe(attack={"steps": 0}, train={"method": "fast"}).attacked
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"train": {"method": "madry"}}, "method is 'madry'"),
+        ({"train": {"method": "pgd-at", "beta": 3.0}}, "beta is 3"),
+        ({"train": {"method": "mart"}, "data": {"cutmix": 1.0}}, "data.cutmix is 1.*leave out"),
+        ({"train": {"method": "trades"}, "attack": {"steps": 0}}, "attack.steps is 0.*standard"),
+        ({"sparta": {"gate": "random"}}, "random.*give load"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidValue, match=f"(?s){words}"):
+        tiny_recipe(**sections)
