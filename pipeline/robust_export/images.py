@@ -18,11 +18,11 @@ MAX_PIXELS = 64_000_000  # of one image; more is a decompression bomb or a mista
 Bytes = npt.NDArray[np.uint8]  # [C, H, W]
 
 
-def open_image(source: Path | bytes) -> Image.Image:
+def open_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file completely and turn it upright (EXIF).
 
     Raises:
-        DataError: if it is no image, truncated, or larger than `MAX_PIXELS`; names the file.
+        DataError: if it is no image, truncated, or larger than `max_pixels`; names the file.
     """
     name = str(source) if isinstance(source, Path) else f"an image of {len(source):,} bytes"
     try:
@@ -31,9 +31,9 @@ def open_image(source: Path | bytes) -> Image.Image:
             with Image.open(
                 source if isinstance(source, Path) else BytesIO(source), formats=FORMATS
             ) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if image.width * image.height > max_pixels:
                     raise DataError(
-                        f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} "
+                        f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} "
                         "are read. Make it smaller."
                     )
                 image.load()
