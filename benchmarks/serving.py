@@ -4,9 +4,9 @@
     python benchmarks/serving.py exported/demo --requests 100000
 
 starts `robust-export serve`, and a second process that keeps --clients connections busy, one request after
-another on each, of --images images as binary tensors over REST. The clients are asyncio's streams with
-HTTP/1.1 written by hand: they share the cores with the server, and a library's client costs as much as it does.
-The same file in this process, at the batch size that is best for it, takes turns with them.
+another on each, of --images images as binary tensors over REST. The clients are asyncio's streams with HTTP/1.1
+written by hand: they share the cores with the server, and a library's client costs as much as the server. The
+same file in this process, at the batch size that is best for it, takes turns with them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ READINGS = 10  # of the memory, over all requests
 
 
 def untrained(folder: Path) -> Path:
-    """Write a bundle of an untrained ResNet-18 at 32 x 32; what it computes does not change how long it takes."""
-    from kernel import gated_resnet
-
+    """Write a bundle of an untrained ResNet-18, which takes as long as a trained one."""
     from robust_export.export.onnx import export_onnx
+    from robust_export.models import create_model
 
     folder.mkdir()
-    export_onnx(gated_resnet("r18_sparta", 32), folder / "model.onnx", 32)
+    export_onnx(create_model("r18_sparta").eval(), folder / "model.onnx", 32)
     manifest = {
         "name": "r18_sparta", "created": "", "model": "r18_sparta", "labels": [str(i) for i in range(10)],
         "input": {}, "output": {}, "preprocessing": {}, "threat": {}, "provenance": {},

@@ -10,6 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADERS = 64 << 10  # bytes of a request line and its headers
+LINGER = 2.0  # s that a connection is read after a refusal
 
 
 class Connection(HttpToolsProtocol):
@@ -28,6 +29,7 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0
         self._receiving = False  # a request has begun and has not ended
         self._in_body = False  # its headers have
+        self._refused = False  # what comes from now on is thrown away
         if len(self.connections) > self.most:
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
         else:
@@ -38,11 +40,11 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         self._header_bytes += len(data)
         super().data_received(data)
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         if self._header_bytes > HEADERS and not self._in_body:
             self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large")
@@ -78,7 +80,11 @@ class Connection(HttpToolsProtocol):
         self.refuse(HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request")
 
     def refuse(self, status: HTTPStatus, message: str) -> None:
-        """Answer with a V2 error, unless an answer has begun, and close."""
+        """Answer with a V2 error, unless an answer has begun, and close.
+
+        What the client still sends is read for a while: with unread bytes a closed connection is reset, and
+        the client would not see the answer.
+        """
         begun = self.cycle is not None and self.cycle.response_started
         if not begun or (self.cycle.response_complete and not self._in_body):
             body = json.dumps({"error": message}).encode()
@@ -87,7 +93,11 @@ class Connection(HttpToolsProtocol):
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._refused = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start(self.transport.close, min(self.timeout, LINGER))
 
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -99,9 +109,9 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _start(self, then: Any) -> None:
+    def _start(self, then: Any, seconds: float | None = None) -> None:
         self._stop()
-        self._timer = self.loop.call_later(self.timeout, then)
+        self._timer = self.loop.call_later(self.timeout if seconds is None else seconds, then)
 
     def _stop(self) -> None:
         if self._timer is not None:

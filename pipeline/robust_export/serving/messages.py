@@ -1,8 +1,8 @@
 """The messages of the protocol's gRPC service, made from a table, without generated code.
 
 Names, types and numbers of the fields are the protocol's (https://github.com/kserve/open-inference-protocol);
-what is generated from its file would be tied to a major version of protobuf. They live in a pool of their own,
-so that other packages of the process may have theirs.
+what is generated from its file would be tied to a major version of protobuf. They live in a pool of their
+own, so that other packages of the process may have theirs.
 """
 
 from __future__ import annotations
