@@ -4,9 +4,9 @@
     python benchmarks/serving.py exported/demo --requests 100000
 
 starts `robust-export serve`, and a second process that keeps --clients connections busy, one request after
-another on each, of --images images as binary tensors over REST. The clients are asyncio's streams with HTTP/1.1
-written by hand: they share the cores with the server, and a library's client costs as much as the server. The
-same file in this process, at the batch size that is best for it, takes turns with them.
+another on each, of --images images as binary tensors over REST. The clients are asyncio's streams with
+HTTP/1.1 written by hand: they share the cores with the server, and a library's client costs as much as the
+server. The same file in this process, at the batch size that is best for it, takes turns with them.
 """
 
 from __future__ import annotations
@@ -111,9 +111,11 @@ async def be_clients(url: str, clients: int, images: int, seconds: float, reques
 
 
 def _body(pixels: Any) -> bytes:
-    raw = pixels.tobytes()
-    tensor = {"name": "pixels", "datatype": "FP32", "shape": list(pixels.shape)}
-    tensor["parameters"] = {"binary_data_size": len(raw)}
+    raw: bytes = pixels.tobytes()
+    tensor = {
+        "name": "pixels", "datatype": "FP32", "shape": list(pixels.shape),
+        "parameters": {"binary_data_size": len(raw)},
+    }  # fmt: skip
     asked = {"inputs": [tensor], "outputs": [{"name": "logits", "parameters": {"binary_data": True}}]}
     text = json.dumps(asked).encode()
     lengths = (

@@ -171,7 +171,7 @@ def test_what_it_refuses_to_start_with(net: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         other = linear_bundle(tmp_path / "net")
-        for arguments, code, words in (
+        cases: list[tuple[list[str | Path], int, str]] = [
             (["--model", net, "--port", port], 1, f"127.0.0.1:{port} cannot be listened on"),
             (["--model", net, "--grpc-port", port], 1, "--no-grpc"),
             (["--model", net, "--grpc-port", port, "--workers", "2"], 1, "--grpc-port"),
@@ -181,6 +181,7 @@ def test_what_it_refuses_to_start_with(net: Path, tmp_path: Path) -> None:
             (["--model", net, "--host", "nowhere.invalid"], 2, "nowhere.invalid"),
             (["--model", net, "--tls-cert", "a.pem"], 2, "--tls-key"),
             (["--model", net, "--queue", "0"], 2, "queue is 0"),
-        ):
+        ]
+        for arguments, code, words in cases:
             got, said = refused(*arguments)
             assert (got, words in said) == (code, True), said

@@ -233,9 +233,10 @@ def test_a_client_that_goes_away(app: App) -> None:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {
+        scope: dict[str, Any] = {
             "type": "http", "method": "POST", "path": INFER, "raw_path": b"", "query_string": b"",
-            "headers": [], "scheme": "http", "http_version": "1.1", "root_path": "", "server": None, "client": None,
+            "headers": [], "scheme": "http", "http_version": "1.1", "root_path": "", "server": None,
+            "client": None,
         }  # fmt: skip
         await app.app(scope, receive, send)
         assert sent[0]["status"] == 400
