@@ -17,7 +17,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from robust_export.cli import cli
 from tests.serving import asking
 from tests.serving.bundles import expected, images, linear_bundle
 from tests.serving.servers import LONG, Server, command, start
@@ -178,10 +180,27 @@ def test_what_it_refuses_to_start_with(net: Path, tmp_path: Path) -> None:
             (["--model", net, "--model", other], 2, "two bundles are named net"),
             (["--model", tmp_path / "none"], 1, "no bundle at"),
             (["--model", net, "--precision", "int8"], 1, "robust-export onnx"),
-            (["--model", net, "--host", "nowhere.invalid"], 2, "nowhere.invalid"),
-            (["--model", net, "--tls-cert", "a.pem"], 2, "--tls-key"),
-            (["--model", net, "--queue", "0"], 2, "queue is 0"),
         ]
         for arguments, code, words in cases:
             got, said = refused(*arguments)
             assert (got, words in said) == (code, True), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "nowhere.invalid"], "nowhere.invalid"),
+        (["--tls-cert", "a.pem"], "--tls-key"),
+        (["--queue", "0"], "queue is 0"),
+        (["--port", "70000"], "port is 70000"),
+        (["--port", "5000", "--grpc-port", "5000"], "cannot share port 5000"),
+        (["--timeout", "nan"], "timeout"),
+        (["--runtime", "abacus"], "abacus"),
+        (["--workers", "0"], "workers is 0"),
+    ],
+)
+def test_options_that_are_wrong(net: Path, arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(cli, ["serve", "--model", str(net), *arguments])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stdout == ""

@@ -122,27 +122,28 @@ class _Front:
         started, request = time.perf_counter(), Request(scope)
         identity = request_id(request.headers.get(ID))
         scope["facts"] = {}
-        status = 500
+        noted = False
 
-        async def noted(message: Message) -> None:
-            nonlocal status
+        def note(status: int) -> None:
+            nonlocal noted
+            if not noted:
+                self._note(scope, identity, status, time.perf_counter() - started)
+            noted = True
+
+        async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                status = message["status"]
                 message["headers"].append((b"x-request-id", identity.encode()))
+                note(message["status"])  # so that it is counted when the client has its answer
             await send(message)
 
-        async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
             if scope["path"] not in OPEN:
                 self._service.admit(request.headers.get("authorization", ""))
-            await self._app(scope, receive, send)
-
-        try:
-            try:
-                await front(scope, receive, noted)
-            except Refused as refused:  # by the key; what is refused later is answered inside
-                await _refused(request, refused)(scope, receive, noted)
+            await self._app(scope, receive, answer)
+        except Refused as refused:  # by the key; what is refused later is answered inside
+            await _refused(request, refused)(scope, receive, answer)
         finally:
-            self._note(scope, identity, status, time.perf_counter() - started)
+            note(500)
 
     def _note(self, scope: Scope, identity: str, status: int, seconds: float) -> None:
         name = str(scope.get("path_params", {}).get("model", ""))
