@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from robust_export.serving import tensors
 from tests.serving import asking
 from tests.serving.asking import LENGTH
 from tests.serving.bundles import PLANE, expected, images
@@ -217,6 +218,17 @@ def test_a_body_beyond_the_limit_is_not_read(app: App) -> None:
     healthy(app)
 
 
+def test_all_images_together_have_only_so_many_pixels(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "MAX_PIXELS", 3000)
+    file = photo("PNG")  # 1,200 pixels
+    text = base64.b64encode(file).decode()
+    assert app.ask("POST", INFER, image(file, shape=[2], data=[text] * 2)).status == 200
+    reply = app.ask("POST", INFER, image(file, shape=[3], data=[text] * 3))
+    assert reply.status == 400
+    assert "image 2" in error(reply)
+    assert "at most 600 are read" in error(reply)
+
+
 def test_a_client_that_goes_away(app: App) -> None:
     body = asked()
 
@@ -260,7 +272,7 @@ parameters = st.dictionaries(
     st.sampled_from(["binary_data_size", "binary_data", "shared_memory_region"]), values
 )
 names = st.sampled_from(["pixels", "image", "logits", ""]) | st.text(max_size=8)
-tensors = st.fixed_dictionaries(
+entries = st.fixed_dictionaries(
     {
         "name": names,
         "datatype": st.sampled_from(["FP32", "BYTES", "FP16", "INT64"]) | st.text(max_size=5),
@@ -272,7 +284,7 @@ tensors = st.fixed_dictionaries(
     },
 )
 requests = st.fixed_dictionaries(
-    {"inputs": st.lists(tensors | anything, max_size=3) | anything},
+    {"inputs": st.lists(entries | anything, max_size=3) | anything},
     optional={
         "id": anything, "parameters": parameters | anything,
         "outputs": anything

@@ -89,7 +89,7 @@ def read_pixels(tensor: Given, plane: tuple[int, int, int], limit: int) -> Pixel
         values = _numbers(tensor, size)
     if not (values.min() >= 0 and values.max() <= 1):  # which NaN is not either
         raise Refused(400, f"{PIXELS} has values that are not in [0, 1]; expected pixels divided by 255")
-    aligned: Pixels = np.require(values, np.float32, "CA")  # after JSON of any length, bytes may not be
+    aligned: Pixels = np.require(values, np.float32, ["C", "A"])  # after JSON of any length, bytes may not be
     return aligned.reshape(tensor.shape)
 
 
