@@ -62,15 +62,15 @@ def serving(bundle: Path, options: Sequence[str]) -> Iterator[dict[str, Any]]:
             process.terminate()
 
 
-def in_process(classifier: OnnxRuntimeClassifier, batch: int, seconds: float) -> float:
-    """Return images a second."""
+def in_process(classifier: OnnxRuntimeClassifier, batch: int, seconds: float) -> tuple[float, float]:
+    """Return images a second, and the milliseconds of a core that an image took."""
     pixels = np.random.default_rng(0).random((batch, *classifier.plane), dtype=np.float32)
     classifier(pixels)
-    done, started = 0, time.perf_counter()
+    done, started, busy = 0, time.perf_counter(), time.process_time()
     while (taken := time.perf_counter() - started) < seconds:
         classifier(pixels)
         done += batch
-    return done / taken
+    return done / taken, (time.process_time() - busy) * 1000 / done
 
 
 def load(url: str, clients: int, images: int, **until: float) -> dict[str, Any]:
@@ -107,7 +107,10 @@ async def be_clients(url: str, clients: int, images: int, seconds: float, reques
     await asyncio.gather(*map(client, range(clients)))
     taken = time.perf_counter() - started
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
-    return {"requests": len(latencies), "seconds": taken, "p50": float(p50), "p99": float(p99)}
+    return {
+        "requests": len(latencies), "seconds": taken, "p50": float(p50), "p99": float(p99),
+        "busy": time.process_time(),
+    }  # fmt: skip
 
 
 def _body(pixels: Any) -> bytes:
@@ -134,6 +137,12 @@ async def _get(url: str) -> bytes:
     return content.split(b"\r\n\r\n", 1)[1]
 
 
+def busy(pid: int) -> float:
+    """Return the seconds that a process has kept cores busy."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident(pid: int) -> float:
     """Return the memory of a process, MiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -143,9 +152,9 @@ def resident(pid: int) -> float:
 
 
 def throughput(bundle: Path, asked: argparse.Namespace) -> None:
-    """Print images a second in process and served, in turns."""
-    classifier = OnnxRuntimeClassifier(bundle / "model.onnx")
-    speeds = {batch: in_process(classifier, batch, asked.seconds / 4) for batch in BATCHES}
+    """Print images a second in process and served, in turns; and what an image costs, whatever else runs."""
+    classifier = OnnxRuntimeClassifier(bundle / "model.onnx", spin=asked.spin)
+    speeds = {batch: in_process(classifier, batch, asked.seconds / 4)[0] for batch in BATCHES}
     best = max(speeds, key=lambda batch: speeds[batch])
     print("in process: " + ", ".join(f"batch {b}: {v:.0f} images/s" for b, v in speeds.items()))
     with serving(bundle, asked.serve.split()) as facts:
@@ -153,19 +162,31 @@ def throughput(bundle: Path, asked: argparse.Namespace) -> None:
         load(url, asked.clients, asked.images, seconds=1, requests=1e9)
         rounds = []
         for _ in range(asked.rounds):
-            alone = in_process(classifier, best, asked.seconds)
-            seen = load(url, asked.clients, asked.images, seconds=asked.seconds, requests=1e9)
-            served = seen["requests"] * asked.images / seen["seconds"]
-            rounds.append((served / alone, alone, served, seen["p50"], seen["p99"]))
-            print(
-                f"in process (batch {best}) {alone:.0f} images/s, served {served:.0f} images/s, "
-                f"ratio {served / alone:.2f}, p50 {seen['p50']:.1f} ms, p99 {seen['p99']:.1f} ms"
-            )
-    ratio, alone, served, p50, p99 = (median(column) for column in zip(*rounds, strict=True))
-    print(
-        f"medians: in process {alone:.0f} images/s, served {served:.0f} images/s, ratio {ratio:.2f}, "
-        f"p50 {p50:.1f} ms, p99 {p99:.1f} ms; {asked.clients} clients, {asked.images} images a request, "
-        f"{os.cpu_count()} cores"
+            rounds.append(one_round(classifier, best, url, facts["pid"], asked))
+            print(line(rounds[-1]))
+    medians = [median(column) for column in zip(*rounds, strict=True)]
+    print(f"medians, batch {best} in process: {line(medians)}")
+    print(f"{asked.clients} clients, {asked.images} images a request, {os.cpu_count()} cores")
+
+
+def one_round(
+    classifier: OnnxRuntimeClassifier, batch: int, url: str, pid: int, asked: argparse.Namespace
+) -> list[float]:
+    """Return the values that `line` prints."""
+    alone, cost = in_process(classifier, batch, asked.seconds)
+    before = busy(pid)
+    seen = load(url, asked.clients, asked.images, seconds=asked.seconds, requests=1e9)
+    images = seen["requests"] * asked.images
+    served, server = images / seen["seconds"], (busy(pid) - before) * 1000 / images
+    clients = seen["busy"] * 1000 / images
+    return [alone, served, served / alone, seen["p50"], seen["p99"], cost, server, clients]
+
+
+def line(values: Sequence[float]) -> str:
+    alone, served, ratio, p50, p99, cost, server, clients = values
+    return (
+        f"{alone:.0f} images/s, served {served:.0f} ({ratio:.2f}), p50 {p50:.1f} ms, p99 {p99:.1f} ms; "
+        f"of a core, {cost:.1f} ms an image, served {server:.1f} ms, clients {clients:.2f} ms"
     )
 
 
@@ -192,6 +213,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1, help="of a request")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--spin", action="store_true", help="let idle threads of the file in process spin")
     parser.add_argument("--serve", default="", help="options of robust-export serve")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     asked = parser.parse_args()
