@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/*)
 
-.PHONY: help setup demo test lint format browser clean
+.PHONY: help setup demo test test-serve lint format browser clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -29,6 +29,12 @@ demo: $(STAMP)  ## train, export and verify on real data, in minutes
 test: $(STAMP)  ## run every test
 	$(BIN)/python -m pytest -n auto
 
+test-serve:  ## serve in a fresh .venv-serve without torch, and ask with another client
+	rm -rf .venv-serve
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/python -m pip install --quiet '.[serve]' 'tritonclient[grpc,http]'
+	.venv-serve/bin/python tests/serving/without_torch.py
+
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +49,4 @@ browser:  ## install Debian's Chromium, which the tests of report.html use (need
 	apt-get install -y -qq chromium
 
 clean:  ## remove what the targets made, but for bundles under exported/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-serve .mypy_cache .ruff_cache .pytest_cache

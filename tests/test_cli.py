@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,10 +207,28 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     from robust_export import doctor
 
     version = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "timm" else version(package))
-    result = run("doctor")
-    assert result.exit_code == 1
-    assert "pip install timm" in result.stdout
+    for package, code, advice in (
+        ("pydantic", 1, "pip install pydantic"), ("timm", 0, "robust-export[train]"),
+        ("starlette", 0, "robust-export[serve]"),
+    ):  # fmt: skip
+        monkeypatch.setattr(doctor, "_version", lambda name, p=package: None if name == p else version(name))
+        result = run("doctor")
+        assert result.exit_code == code
+        assert advice in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "extra"),
+    [("torch", ["train"], "train"), ("uvicorn", ["serve", "--model", "x"], "serve")],
+)
+def test_a_command_without_its_extra_says_so(
+    tmp_path: Path, package: str, command: list[str], extra: str
+) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from robust_export.cli import cli; cli({command})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 1
+    assert f"pip install 'robust-export[{extra}]'" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
 
 
 def test_version() -> None:

@@ -18,7 +18,7 @@ FLOORS = [
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "stem", "weights"},
     {"flavors", "models", "nvrtc", "optim", "provenance", "workspace"},
     {"export", "runtimes", "training"},
-    {"bench", "comparison", "verification"},
+    {"bench", "comparison", "serving", "verification"},
     {"demo", "doctor"},
     {"console"},
     {"cli"},
@@ -65,7 +65,9 @@ def test_imports_go_down(upper: str, lower: str) -> None:
         ("robust_export.bundle", "torch"),
         ("robust_export.images", "torch"),
         ("robust_export.runtimes.onnxruntime", "torch"),
+        ("robust_export.serving.workers", "torch"),
         ("robust_export.cli", "torch"),
+        ("robust_export.cli", "starlette"),
     ],
 )
 def test_what_serves_does_not_import_torch(module: str, banned: str) -> None:

@@ -17,10 +17,13 @@ from robust_export.errors import BuildError
 from robust_export.headers import find_tensorrt_headers
 from robust_export.native import find_nvcc, ort_library, trt_library, why_no_library, why_no_trt_library
 
-REQUIRED = (
-    "torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "scikit-learn",
-    "pyautoattack", "click",
-)  # fmt: skip
+REQUIRED = ("click", "numpy", "onnx", "pillow", "pydantic", "safetensors")
+
+EXTRAS = {
+    "train": ("torch", "torchvision", "timm", "onnxscript", "scikit-learn", "pyautoattack"),
+    "serve": ("starlette", "uvicorn", "grpcio", "prometheus-client"),
+}
+"""The packages that some commands need, by the extra that brings them."""
 
 
 TENSORRT = {
@@ -53,6 +56,11 @@ def _packages() -> Iterator[Check]:
         found = _version(package)
         advice = "" if found else f"pip install {package}"
         yield Check(package, "ok" if found else "missing", found or "not installed", advice)
+    for extra, packages in EXTRAS.items():
+        for package in packages:
+            found = _version(package)
+            advice = "" if found else f"pip install 'robust-export[{extra}]'"
+            yield Check(package, "ok" if found else "optional", found or "not installed", advice)
 
 
 def _runtime() -> Iterator[Check]:

@@ -18,12 +18,14 @@ MAX_PIXELS = 64_000_000  # of one image; more is a decompression bomb or a mista
 Bytes = npt.NDArray[np.uint8]  # [C, H, W]
 
 
-def open_image(source: Path | bytes) -> Image.Image:
+def open_image(source: Path | bytes, max_pixels: int | None = None) -> Image.Image:
     """Decode an image file completely and turn it upright (EXIF).
 
     Raises:
-        DataError: if it is no image, truncated, or larger than `MAX_PIXELS`; names the file.
+        DataError: if it is no image, truncated, or larger than `max_pixels` (`MAX_PIXELS` if None); names the
+            file.
     """
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     name = str(source) if isinstance(source, Path) else f"an image of {len(source):,} bytes"
     try:
         with warnings.catch_warnings():
@@ -31,9 +33,9 @@ def open_image(source: Path | bytes) -> Image.Image:
             with Image.open(
                 source if isinstance(source, Path) else BytesIO(source), formats=FORMATS
             ) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if image.width * image.height > most:
                     raise DataError(
-                        f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} "
+                        f"{name} has {image.width} x {image.height} pixels; at most {most:,} "
                         "are read. Make it smaller."
                     )
                 image.load()

@@ -23,6 +23,16 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
 
+EXTRAS = {
+    "train": (
+        "jinja2", "matplotlib", "onnxscript", "pyautoattack", "scipy", "sklearn", "timm", "torch",
+        "torchvision",
+    ),
+    "serve": ("google.protobuf", "grpc", "httptools", "prometheus_client", "starlette", "uvicorn"),
+}  # fmt: skip
+"""The packages that an installation may go without, by the extra that brings them."""
+
+
 class Commands(click.Group):
     """Turns what the library raises into what the command line prints."""
 
@@ -31,6 +41,18 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except RobustExportError as error:
             raise Failure(str(error), error.exit_code) from error
+        except ModuleNotFoundError as error:
+            raise _missing(error, str(ctx.invoked_subcommand)) from error
+
+
+def _missing(error: ModuleNotFoundError, command: str) -> Exception:
+    """Return the failure that says which extra a command needs, or the error itself where it is another."""
+    package = str(error.name)
+    for extra, packages in EXTRAS.items():
+        if any(f"{package}.".startswith(f"{one}.") for one in packages):
+            how = f"pip install 'robust-export[{extra}]'"
+            return Failure(f"{command} needs {package}, which is not installed: {how}")
+    return error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

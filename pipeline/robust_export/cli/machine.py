@@ -33,6 +33,7 @@ def doctor(as_json: bool) -> None:
     """Say what this machine can do, and what is missing for the rest."""
     from dataclasses import asdict
 
+    from rich.markup import escape
     from rich.table import Table
 
     from robust_export.doctor import examine
@@ -42,7 +43,7 @@ def doctor(as_json: bool) -> None:
     table = Table("", "what", "found", "to get it")
     marks = {"ok": "ok", "missing": "MISSING", "optional": "-"}
     for check in checks:
-        table.add_row(marks[check.status], check.name, check.found, check.advice)
+        table.add_row(marks[check.status], check.name, escape(check.found), escape(check.advice))
     ready = all(check.status != "missing" for check in checks)
     console.show({"ready": ready, "checks": [asdict(check) for check in checks]}, table)
     if not ready:

@@ -1,0 +1,124 @@
+"""A REST connection that no client can hold for long: uvicorn's, with limits on time, headers and number."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADERS = 64 << 10  # bytes of a request line and its headers
+LINGER = 2.0  # s that a connection is read after a refusal
+
+
+class Connection(HttpToolsProtocol):
+    """Ends the connection of whoever is slower than `timeout` seconds, or says what is no HTTP.
+
+    The time runs while a request is being sent, from the connection's beginning or the request's first byte
+    to its last, and while an answer waits to be taken.
+    """
+
+    timeout = 30.0
+    most = 1024  # connections at once
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+        self._receiving = False  # a request has begun and has not ended
+        self._in_body = False  # its headers have
+        self._refused = False  # what comes from now on is thrown away
+        if len(self.connections) > self.most:
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
+        else:
+            self._start(self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        self._header_bytes += len(data)
+        super().data_received(data)
+        if self._refused or self.transport.is_closing():
+            return
+        if self._header_bytes > HEADERS and not self._in_body:
+            self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large")
+        elif self._timer is None and not self._receiving and self._idle():
+            self._start(self._too_slow)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._receiving:
+            self._receiving = True
+            self._start(self._too_slow)
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._receiving = self._in_body = False
+        self._header_bytes = 0
+        self._stop()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start(self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Answer what is no HTTP; uvicorn calls it."""
+        self.refuse(HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request")
+
+    def refuse(self, status: HTTPStatus, message: str) -> None:
+        """Answer with a V2 error, unless an answer has begun, and close.
+
+        What the client still sends is read for a while: with unread bytes a closed connection is reset, and
+        the client would not see the answer.
+        """
+        begun = self.cycle is not None and self.cycle.response_started
+        if not begun or (self.cycle.response_complete and not self._in_body):
+            body = json.dumps({"error": message}).encode()
+            head = (
+                f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self._refused = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start(self.transport.close, min(self.timeout, LINGER))
+
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _too_slow(self) -> None:
+        if self._receiving:
+            text = f"the request did not arrive within {self.timeout:g} s"
+            self.refuse(HTTPStatus.REQUEST_TIMEOUT, text)
+        else:
+            self.transport.close()
+
+    def _start(self, then: Any, seconds: float | None = None) -> None:
+        self._stop()
+        self._timer = self.loop.call_later(self.timeout if seconds is None else seconds, then)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def connections(timeout: float, most: int) -> type[Connection]:
+    """Return the kind of connection with these limits, seconds and a number."""
+    return type("LimitedConnection", (Connection,), {"timeout": timeout, "most": most})

@@ -1,0 +1,92 @@
+"""The description of the REST interface (OpenAPI 3.1), from which clients and fuzzers are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from robust_export import __version__
+from robust_export.serving.tensors import PIXELS
+
+if TYPE_CHECKING:
+    from robust_export.serving.service import Served
+
+TEXT, TRUE = {"type": "string"}, {"const": True}
+ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string", "minLength": 1}}}
+REFUSALS = ("400", "401", "404", "413", "415", "429", "503")
+
+
+def openapi(models: Sequence[Served]) -> dict[str, Any]:
+    """Return the description of a server with these models."""
+    paths: dict[str, Any] = {
+        "/v2": {"get": _operation("The server and its extensions", _object("name", "version", "extensions"))},
+        "/v2/models": {"get": _operation("The models' names", _object("models"))},
+        "/v2/health/live": {"get": _operation("Whether the process runs", _object(live=TRUE))},
+        "/v2/health/ready": {"get": _operation("Whether it takes requests", _object(ready=TRUE))},
+        "/metrics": {"get": _operation("Prometheus metrics", TEXT, "text/plain")},
+        "/openapi.json": {"get": _operation("This description", _object("openapi", "paths"))},
+    }
+    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        named = _parameters(path, [served.model.name for served in models])
+        described = _object("name", "versions", "platform", "inputs", "outputs")
+        paths[path] = {**named, "get": _operation("What a model takes and gives", described)}
+        paths[f"{path}/ready"] = {
+            **named,
+            "get": _operation("Whether it takes requests", _object(ready=TRUE)),
+        }
+    for served in models:
+        path = f"/v2/models/{quote(served.model.name, safe='')}"
+        paths[f"{path}/infer"] = paths[f"{path}/versions/1/infer"] = {"post": _infer(served)}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "robust-export serve: Open Inference (V2) protocol", "version": __version__},
+        "paths": paths,
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _operation(summary: str, schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
+    responses = {code: {"description": "refused", "content": _json(ERROR)} for code in REFUSALS}
+    responses["200"] = {"description": summary, "content": {kind: {"schema": schema}}}
+    return {"summary": summary, "responses": responses}
+
+
+def _infer(served: Served) -> dict[str, Any]:
+    """Return the operation; its schema has one image, since JSON Schema cannot multiply."""
+    model = served.model
+    size = math.prod(model.plane)
+    pixel = {"type": "number", "minimum": 0, "maximum": 1}
+    tensor = _object(
+        name={"const": PIXELS}, datatype={"const": "FP32"}, shape={"const": [1, *model.plane]},
+        data={"type": "array", "items": pixel, "minItems": size, "maxItems": size},
+    )  # fmt: skip
+    output = _object(name={"enum": ["logits", "probabilities", "labels"]})
+    request = _object(inputs={"type": "array", "items": tensor, "minItems": 1, "maxItems": 1})
+    request["properties"]["id"] = {"type": "string", "maxLength": 256}
+    request["properties"]["outputs"] = {"type": "array", "items": output, "maxItems": 1}
+    operation = _operation("Logits of images", _object("model_name", "model_version", "outputs"))
+    operation["requestBody"] = {"required": True, "content": _json(request)}
+    return operation
+
+
+def _parameters(path: str, names: Sequence[str]) -> dict[str, Any]:
+    schemas = {"model": {"enum": list(names)}, "version": {"const": "1"}}
+    return {
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": schema}
+            for name, schema in schemas.items()
+            if f"{{{name}}}" in path
+        ]
+    }
+
+
+def _object(*names: str, **schemas: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object with these keys, of anything or of these schemas."""
+    properties: dict[str, Any] = {name: {} for name in names} | schemas
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}

@@ -1,0 +1,100 @@
+"""The API key, and TLS."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import trustme
+
+from robust_export.errors import ArtifactError
+from robust_export.runtimes.remote import KEY, RemoteClassifier
+from robust_export.serving.messages import SERVICE, message
+from tests.serving.bundles import expected, images
+from tests.serving.servers import LONG, Server, start
+from tests.serving.test_life import refused
+
+SECRET = "s3cret-" + "k" * 30
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ca.pem, and cert.pem and key.pem for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("pki")
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    leaf.private_key_pem.write_to_path(str(folder / "key.pem"))
+    for blob in leaf.cert_chain_pems:
+        blob.write_to_path(str(folder / "cert.pem"), append=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def secure(net: Path, pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with TLS and a key."""
+    options = ("--tls-cert", pki / "cert.pem", "--tls-key", pki / "key.pem")
+    folder = tmp_path_factory.mktemp("secure")
+    with start(folder, "--model", net, *options, env={KEY: SECRET}) as running:
+        yield running
+
+
+def get(server: Server, pki: Path, path: str, key: str | None = None) -> httpx.Response:
+    headers = {} if key is None else {"Authorization": key}
+    context = ssl.create_default_context(cafile=str(pki / "ca.pem"))
+    return httpx.get(server.rest + path, headers=headers, verify=context, timeout=LONG)
+
+
+def test_our_client_with_the_key(secure: Server, pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(pki / "ca.pem"))
+    monkeypatch.setenv(KEY, SECRET)
+    remote = RemoteClassifier(f"{secure.rest}/v2/models/net")
+    np.testing.assert_allclose(remote(images(3)), expected(images(3)), atol=1e-4)
+    monkeypatch.setenv(KEY, "another")
+    with pytest.raises(ArtifactError, match="401"):
+        RemoteClassifier(f"{secure.rest}/v2/models/net")
+
+
+@pytest.mark.parametrize("key", [None, "", "Bearer", f"Bearer {SECRET}x", f"Bearer {SECRET[:-1]}"])
+def test_without_the_key_there_is_nothing(secure: Server, pki: Path, key: str | None) -> None:
+    for path in ("/v2", "/v2/models", "/v2/models/net", "/metrics", "/openapi.json", "/nowhere"):
+        response = get(secure, pki, path, key)
+        assert response.status_code == 401
+        assert response.json().keys() == {"error"}
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        assert get(secure, pki, path, key).status_code == 200
+    assert get(secure, pki, "/v2", f"Bearer {SECRET}").status_code == 200
+
+
+def test_the_key_is_in_no_log(secure: Server, pki: Path) -> None:
+    get(secure, pki, "/v2", f"Bearer {SECRET}")
+    assert SECRET not in secure.log_file.read_text()
+    assert SECRET not in str(secure.facts)
+
+
+def test_grpc_with_tls_and_the_key(secure: Server, pki: Path) -> None:
+    credentials = grpc.ssl_channel_credentials((pki / "ca.pem").read_bytes())
+    with grpc.secure_channel(secure.grpc, credentials) as channel:
+        ask: Any = channel.unary_unary(f"/{SERVICE}/ModelMetadata")
+        content = message("ModelMetadataRequest")(name="net").SerializeToString()
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(content, timeout=LONG)
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        reply = ask(content, timeout=LONG, metadata=[("authorization", f"Bearer {SECRET}")])
+        assert message("ModelMetadataResponse").FromString(reply).name == "net"
+        assert channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=LONG)
+
+
+def test_a_certificate_that_is_none_is_refused(net: Path, pki: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("hello")
+    for certificate in (tmp_path / "bad.pem", tmp_path / "none.pem"):
+        code, said = refused("--model", net, "--tls-cert", certificate, "--tls-key", pki / "key.pem")
+        assert code == 2
+        assert "no certificate and its key" in said

@@ -1,0 +1,28 @@
+"""`verify` judges what the server serves as it judges the file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from robust_export.bundle import Bundle
+from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.runtimes.remote import RemoteClassifier
+from robust_export.verification import verify
+from tests.serving.servers import start
+
+
+def test_a_served_bundle_passes(bundle: Bundle, tmp_path: Path) -> None:
+    settings = replace(bundle.recipe().verify, samples=230, iterations=3, queries=10, ascent=2)
+    with start(tmp_path, "--model", bundle.path, "--no-grpc", "--log-level", "warning") as server:
+        url = f"{server.rest}/v2/models/{bundle.name}"
+        pixels = np.random.default_rng(0).random((32, 3, 8, 8), dtype=np.float32)
+        file = OnnxRuntimeClassifier(bundle.file("model.onnx"))
+        np.testing.assert_array_equal(RemoteClassifier(url)(pixels), file(pixels))
+        report = verify(bundle, [url], settings=settings, device="cpu", write=False)
+    (served,) = report.artifacts
+    assert (served.file, served.runtime) == (url, "remote")
+    assert served.verdict == "pass", served.reasons
+    assert {guard.outcome for guard in served.guards} == {"ok"}
