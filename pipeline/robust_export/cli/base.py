@@ -40,6 +40,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RobustExportError as error:
+            if error.told:
+                ctx.exit(error.exit_code)
             raise Failure(str(error), error.exit_code) from error
         except ModuleNotFoundError as error:
             raise _missing(error, str(ctx.invoked_subcommand)) from error

@@ -70,8 +70,9 @@ def train(
     SIGTERM let the step finish and save the state (exit code 1); a second one interrupts at once.
     """
     from robust_export.bundle import HOME
+    from robust_export.units import launched
 
-    console = Console(as_json)
+    console = Console(as_json, quiet=launched()[0] != 0)
     options: dict[str, dict[str, Any]] = {
         "model": {"name": model, "init": init}, "data": {"name": dataset, "dir": data_dir, "extra": extra},
         "sparta": {"load": sparta_from, "freeze": freeze_sparta}, "threat": {"eps": eps, "norm": norm},
@@ -91,6 +92,8 @@ def train(
                 on_epoch=console.epoch, on_step=console.step,
             )  # fmt: skip
         except TrainingStopped as error:
+            if error.told:
+                sys.exit(error.exit_code)
             raise Failure(f"{error}\n{go_on.capitalize()}") from None
     facts = bundle.manifest["provenance"]
     console.show({
