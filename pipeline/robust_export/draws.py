@@ -22,7 +22,7 @@ class SharedGenerator(Generator):
     """
 
     def __new__(cls, *_: int) -> SharedGenerator:
-        return super().__new__(cls)  # type: ignore[return-value]
+        return super().__new__(cls)
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world, self.count = rank, world, 0

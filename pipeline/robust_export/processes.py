@@ -27,7 +27,7 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
 class Processes:
-    """This process's place among all, and what they do together; all must call the same in the same order.
+    """The place of this process, and what all do together: they call the same in the same order.
 
     Attributes:
         rank: from 0; the first one writes.
@@ -73,6 +73,24 @@ class Processes:
         if said[1] is not None:
             raise self.alike(said[1])
         result: T = said[0]
+        return result
+
+    def each(self, compute: Callable[[], T]) -> T:
+        """Return what this process computes; raise on all what one of them raises."""
+        if not self.several:
+            return compute()
+        mine: RobustExportError | None = None
+        try:
+            result = compute()
+        except RobustExportError as error:
+            mine = error
+        said: list[RobustExportError | None] = [None] * self.world
+        with _together():
+            dist.all_gather_object(said, mine)
+        for rank, error in enumerate(said):
+            if error is not None:
+                error.told = rank != self.rank
+                raise error
         return result
 
     def alike(self, error: E) -> E:
@@ -140,6 +158,6 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         raise TrainingError(
             f"another of the processes that train together ended or cannot be reached "
-            f"({str(error).splitlines()[0][:200]}); it says why. The last checkpoint is whole: go on with the "
-            "same command and --resume, with any number of processes."
+            f"({str(error).splitlines()[0][:200]}); it says why. The last checkpoint is whole: go on with "
+            "the same command and --resume, with any number of processes."
         ) from error

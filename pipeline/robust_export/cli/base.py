@@ -28,6 +28,7 @@ EXTRAS = {
         "jinja2", "matplotlib", "onnxscript", "pyautoattack", "scipy", "sklearn", "timm", "torch",
         "torchvision",
     ),
+    "track": ("accelerate", "tensorboard"),
     "serve": ("google.protobuf", "grpc", "httptools", "prometheus_client", "starlette", "uvicorn"),
 }  # fmt: skip
 """The packages that an installation may go without, by the extra that brings them."""

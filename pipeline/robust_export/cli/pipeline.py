@@ -56,13 +56,14 @@ def demo(as_json: bool) -> None:
 )
 @click.option("--freeze-sparta", is_flag=True, default=None, help="The Sparta function does not learn.")
 @click.option("--checkpoint-every", type=int, metavar="N", help="Steps between checkpoints.  [1000]")
+@click.option("--tracker", metavar="NAME", help="tensorboard, wandb or mlflow.  [none]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @json_option
 def train(
     model: str | None, dataset: str | None, recipe: Path | None, out: Path | None, resume: bool,
     force: bool, epochs: int | None, seed: int | None, eps: str | None, norm: str | None,
     data_dir: str | None, init: str | None, method: str | None, extra: str | None, sparta_from: str | None,
-    freeze_sparta: bool | None, checkpoint_every: int | None, device: str, as_json: bool,
+    freeze_sparta: bool | None, checkpoint_every: int | None, tracker: str | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a network against attacks and write it as a bundle.
 
@@ -78,6 +79,7 @@ def train(
         "sparta": {"load": sparta_from, "freeze": freeze_sparta}, "threat": {"eps": eps, "norm": norm},
         "train": {
             "epochs": epochs, "seed": seed, "method": method, "checkpoint_every": checkpoint_every,
+            "tracker": tracker,
         },
     }  # fmt: skip
     asked = _recipe(recipe, options)

@@ -62,7 +62,7 @@ def train(
     folder, done = processes.by_first(begin)
     run = None
     if not done:
-        run = Run(recipe, folder, place, stop)
+        run = processes.each(lambda: Run(recipe, folder, place, stop))
         run.start()
         run.fit(on_epoch, on_step)
 

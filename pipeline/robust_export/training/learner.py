@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from robust_export.data import Images
 from robust_export.data.datasets import chunks, fetch
 from robust_export.draws import SharedGenerator
 from robust_export.optim import make_optimizer
-from robust_export.processes import Processes
+from robust_export.processes import Processes, running_statistics
 from robust_export.training.awp import perturbed
 from robust_export.training.health import Watched
+from robust_export.training.memory import keep_freed_memory
 from robust_export.training.methods import Objective, find_method
+from robust_export.training.network import prepared
+from robust_export.training.twin import Scaled, Twin
 
 EVAL_BATCH = 256  # val images at a time
 
@@ -34,29 +38,61 @@ class Learner:
         self.processes = Processes(device)
         self.device = self.processes.device
         self.format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        network = prepared(network, recipe.train, self.processes)
         self.model = network.to(self.device).to(memory_format=self.format)
         average = get_ema_multi_avg_fn(recipe.train.ema)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.optimizer = make_optimizer(self.model, recipe.train, recipe.sparta.lr_multiple)
         self.method = find_method(recipe)
         self.scaler = GradScaler(self.device.type, enabled=recipe.train.amp == "fp16")
+        self.twin = self._make_twin()
         self.epochs_done = 0
+
+    def _make_twin(self) -> Twin | None:
+        """Return the network that attacks run on where it is not the one that learns."""
+        settings = self.recipe.train
+        if not (settings.fold_norms or settings.compile):
+            return None
+        example = self._to_device(self.val_images.batch([0, 1])[0])
+        return Twin(self.model, example, fold=settings.fold_norms, compiled=settings.compile)
+
+    @contextmanager
+    def _attacked(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Give the network to attack, in eval mode, for a model whose weights do not change meanwhile."""
+        model.eval()
+        seen: nn.Module = model
+        if self.twin is not None:
+            self.twin.follow(model)
+            seen = self.twin.eval()
+        if self.recipe.train.amp == "fp16":
+            seen = Scaled(seen).eval()
+        with self._autocast():
+            yield seen
 
     def _step(self, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         """Attack the batch in eval mode, then descend on what the attack found in train mode."""
         weight = generator.weight if isinstance(generator, SharedGenerator) else 1.0
-        self.model.eval()
-        with self._autocast():
-            objective = self.method(self.model, pixels, labels, generator)
+        with self._attacked(self.model) as seen:
+            objective = self.method(seen, pixels, labels, generator)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with self._weights_perturbed(objective, weight):
             loss = self._evaluate(objective)
-            self.scaler.scale(loss).backward()
+            self._backward(loss)
         self.processes.average_step(self.model, loss, weight)
         self._descend()
         self.ema.update_parameters(self.model)
         return loss.detach()
+
+    def _backward(self, loss: Tensor) -> None:
+        """Compute gradients; planes that are computed again move no running statistics a second time."""
+        again = running_statistics(self.model) if self.recipe.train.grad_checkpointing else []
+        before = [each.clone() for each in again]
+        self.scaler.scale(loss).backward()
+        for each, value in zip(again, before, strict=True):
+            each.copy_(value)
 
     def _descend(self) -> None:
         if self.recipe.train.clip_grad:
@@ -102,10 +138,9 @@ class Learner:
         generator, kind = self._generator(0).of(count), self.recipe.attack.single_step
         pixels, labels = self.val_images.batch(range(count)[generator.mine])
         pixels, labels = self._to_device(pixels), labels.to(self.device)
-        self.model.eval()
         many = self._attack(self.model, pixels, labels, generator)
-        with self._autocast():
-            one = single_step(self.model, pixels, labels, self.recipe.threat, kind, generator)
+        with self._attacked(self.model) as seen:
+            one = single_step(seen, pixels, labels, self.recipe.threat, kind, generator)
         counted = generator.weight > 0
         right = [counted * self._right(self.model, images, labels) for images in (one, many)]
         return Watched(*(number / count for number in self.processes.total(*right)))
@@ -117,9 +152,9 @@ class Learner:
 
     def _attack(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         attack, threat = self.recipe.attack, self.recipe.threat
-        with self._autocast():
+        with self._attacked(model) as seen:
             return pgd(
-                model, pixels, labels, threat, steps=attack.val_steps,
+                seen, pixels, labels, threat, steps=attack.val_steps,
                 step_size=attack.step_size * threat.eps,
                 generator=generator if attack.random_start else None,
             )  # fmt: skip

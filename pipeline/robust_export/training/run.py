@@ -28,7 +28,9 @@ from robust_export.stop import Stop
 from robust_export.training.health import Watched, collapsed, explain, finite, first_bad
 from robust_export.training.learner import Learner
 from robust_export.training.manifest import manifest, sparta_source
+from robust_export.training.network import check_last_batch
 from robust_export.training.state import Epoch, Position, Sums, restore_rng, rng_state
+from robust_export.training.tracking import Tracking
 from robust_export.weights import load_tensors, tensors
 
 OnEpoch = Callable[[Epoch, int], None]  # an epoch, and how many there will be
@@ -54,6 +56,7 @@ class Run(Learner):
         torch.manual_seed(recipe.train.seed)
         network = build_model(spec, recipe.sparta, len(self.train_images.classes), recipe.train.seed)
         super().__init__(recipe, network, val_images, device)
+        check_last_batch(self.feed.count(len(self.feed) - 1), recipe.train, self.processes)
         self.history: list[Epoch] = []
         self.watched: list[Watched] = []  # of single-step training only
         self.position = Position()
@@ -82,10 +85,13 @@ class Run(Learner):
     def fit(self, on_epoch: OnEpoch, on_step: OnStep = lambda epoch, step, steps: None) -> None:
         """Train epoch by epoch until all are done, patience is over, or robustness collapsed."""
         epochs = self.recipe.train.epochs
+        tracking = Tracking(self.recipe, self.folder, self.processes)
         try:
-            with self.stop.listening():
+            with self.stop.listening(), tracking:
                 while len(self.history) < epochs and not self._out_of_patience() and not self.stopped:
-                    on_epoch(self._one_epoch(on_step), epochs)
+                    epoch = self._one_epoch(on_step)
+                    tracking.epoch(epoch, self.optimizer.param_groups[0]["lr"])
+                    on_epoch(epoch, epochs)
         except RuntimeError as error:
             raise explain(error) from error
 
@@ -205,7 +211,9 @@ class Run(Learner):
 
     def _end(self) -> None:
         self._save()
-        message = f"training stopped as asked and lost nothing: {self.folder} has its state at {self.saved_at}"
+        message = (
+            f"training stopped as asked and lost nothing: {self.folder} has its state at {self.saved_at}"
+        )
         raise self.processes.alike(TrainingStopped(message))
 
     # --- what is kept on disk ---
