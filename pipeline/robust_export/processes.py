@@ -87,10 +87,10 @@ class Processes:
         said: list[RobustExportError | None] = [None] * self.world
         with _together():
             dist.all_gather_object(said, mine)
-        for rank, error in enumerate(said):
-            if error is not None:
-                error.told = rank != self.rank
-                raise error
+        for rank, theirs in enumerate(said):
+            if theirs is not None:
+                theirs.told = rank != self.rank
+                raise theirs
         return result
 
     def alike(self, error: E) -> E:

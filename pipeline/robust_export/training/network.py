@@ -32,7 +32,7 @@ def prepared(network: nn.Module, settings: Train, processes: Processes) -> nn.Mo
 
 
 def check_last_batch(count: int, settings: Train, processes: Processes) -> None:
-    """Raise InvalidValue if the last batch is too small to share: synchronised norms would count images twice."""
+    """Raise InvalidValue if synchronised norms would count images of the last batch twice."""
     if settings.sync_batchnorm and processes.several and count < LEAST * processes.world:
         raise InvalidValue(
             f"the last batch has {count} images, less than {LEAST} for each of {processes.world} processes, "
