@@ -151,7 +151,7 @@ class Scaled(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.model(_Finite.apply(pixels))
-        scaled: Tensor = _Times.apply(logits, SCALE)
+        scaled: Tensor = _Times.apply(logits.float(), SCALE)  # before it is rounded to float16
         return scaled
 
 
