@@ -3,8 +3,8 @@
     y = relu(x) * (2 * s)          s = sigmoid(a)
     dy/dx = [x > 0] * 2 s          dy/da = 2 relu(x) * s * (1 - s)
 
-It rounds as autograd does on its way through sigmoid, relu and the products: doubling is exact, so that it may
-stand anywhere.
+It rounds as autograd does on its way through sigmoid, relu and the products: doubling is exact, so that
+it may stand anywhere.
 """
 
 from __future__ import annotations

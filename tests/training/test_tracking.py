@@ -42,7 +42,12 @@ def test_weights_and_biases_is_asked_by_its_own_interface(
     told: list[Any] = []
     run = SimpleNamespace(log=lambda values, step, **_: told.append((step, values)), finish=lambda: None)
     config = SimpleNamespace(update=lambda values, **_: told.append(values))
-    module = SimpleNamespace(init=lambda project, **_: told.append(project) or run, config=config)
+
+    def init(project: str, **_: Any) -> Any:
+        told.append(project)
+        return run
+
+    module = SimpleNamespace(init=init, config=config)
     monkeypatch.setitem(sys.modules, "wandb", module)
     train(tiny_recipe(train={"tracker": "wandb", "epochs": 1}), tmp_path / "run", device="cpu")
     assert told[0] == "resnet10t_sparta"

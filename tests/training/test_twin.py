@@ -102,7 +102,7 @@ class Masks(TorchDispatchMode):
     """Records for which of (input, weight, bias) each convolution computes a gradient."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[list[bool]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -135,7 +135,7 @@ def test_half_precision_keeps_the_attack_in_range(
         return made[-1]
 
     monkeypatch.setattr(methods, "pgd", spy)
-    sections = {"train": {"amp": amp}, "threat": {"norm": norm, "eps": threat.eps}}
+    sections: dict[str, dict[str, Any]] = {"train": {"amp": amp}, "threat": {"norm": norm, "eps": threat.eps}}
     job, losses = steps(tmp_path, **sections)
     pixels, _ = job.train_images.batch(range(32))
     assert all(loss.isfinite() for loss in losses)
