@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from robust_export.bundle import Bundle
+from robust_export.cli import cli
 from robust_export.draws import SharedGenerator, drawn
 from robust_export.errors import InvalidValue, TrainingStopped
 from robust_export.recipe import to_toml
@@ -113,6 +115,15 @@ def test_an_image_gets_the_same_numbers_from_all() -> None:
         assert torch.equal(
             torch.rand(1, generator=part), torch.rand(11, generator=torch.Generator().manual_seed(3))[10:]
         )
+
+
+@pytest.mark.parametrize("command", ["demo", "compare"])
+def test_what_is_not_shared_says_so(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    result = CliRunner().invoke(cli, [command])
+    assert result.exit_code == 2
+    assert f"{command} does not share its work" in result.stderr
 
 
 def test_synchronised_norms_are_of_gpus(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from robust_export import __version__
-from robust_export.errors import RobustExportError
+from robust_export.errors import InvalidValue, RobustExportError
 from robust_export.stop import Stop
 
 
@@ -93,6 +93,14 @@ def typed() -> str:
         for one in value if parameter.multiple else (value,):
             words += [parameter.opts[0], str(one)]
     return shlex.join(words)
+
+
+def alone(command: str) -> None:
+    """Raise InvalidValue where a launcher started several processes of a command that does not share its work."""
+    from robust_export.units import launched
+
+    if launched()[1] > 1:
+        raise InvalidValue(f"{command} does not share its work among processes: start it without a launcher")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import Failure, cli, interruptible, json_option, model_option, typed
+from robust_export.cli.base import Failure, alone, cli, interruptible, json_option, model_option, typed
 from robust_export.console import Console
 from robust_export.errors import InvalidValue, TrainingStopped
 from robust_export.runtimes import RUNTIMES
@@ -21,6 +21,7 @@ GATE_FAILED = 3  # the exit code of a gate that did not hold
 @json_option
 def demo(as_json: bool) -> None:
     """Train, export and verify on the built-in digits, in minutes; writes exported/demo."""
+    alone("demo")
     console = Console(as_json)
     with interruptible("the demo was interrupted; an older exported/demo is untouched"):
         from robust_export.demo import run_demo
