@@ -98,6 +98,22 @@ def test_training_by_a_folded_twin_is_the_same_up_to_rounding(tmp_path: Path) ->
     assert folded.validate(folded.ema.module) == pytest.approx(plain.validate(plain.ema.module), abs=0.03)
 
 
+def test_a_compiled_twin_follows_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own front end; what its C++ compiler makes of the graph is torch's business."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: original(module, backend=backend))
+    _, expected = steps(tmp_path)
+    _, found = steps(tmp_path, train={"compile": True})
+    assert graphs
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 class Masks(TorchDispatchMode):
     """Records for which of (input, weight, bias) each convolution computes a gradient."""
 
