@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_kernel.py
 
-Registers are read from the machine code that NVRTC makes; occupancy follows from them and from the numbers that
-NVIDIA's programming guide gives for each compute capability; times are bytes over the bandwidth in NVIDIA's data
-sheets. Nothing here needs a GPU, and nothing here was run on one.
+Registers are read from the machine code that NVRTC makes; occupancy follows from them and from the numbers
+that NVIDIA's programming guide gives for each compute capability; times are bytes over the bandwidth in
+NVIDIA's data sheets. Nothing here needs a GPU, and nothing here was run on one.
 """
 
 from __future__ import annotations
