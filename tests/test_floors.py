@@ -18,7 +18,7 @@ FLOORS = [
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "stem", "weights"},
     {"flavors", "models", "nvrtc", "optim", "provenance", "workspace"},
     {"export", "runtimes", "training"},
-    {"bench", "comparison", "serving", "verification"},
+    {"bench", "comparison", "deployment", "serving", "verification"},
     {"demo", "doctor"},
     {"console"},
     {"cli"},
