@@ -17,7 +17,17 @@ from pathlib import Path
 
 USERS = "root:x:0:0:root:/:/nowhere\nnonroot:x:65532:65532:nonroot:/tmp:/nowhere\n"
 GROUPS = "root:x:0:\nnonroot:x:65532:\n"
-NEEDLESS = ("config-3.11-x86_64-linux-gnu", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tkinter", "turtledemo", "venv")
+NEEDLESS = (
+    "config-3.11-x86_64-linux-gnu",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "test",
+    "tkinter",
+    "turtledemo",
+    "venv",
+)
 OF_NAMES = ("hosts: files dns\n", "/etc/nsswitch.conf")
 
 
