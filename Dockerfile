@@ -84,7 +84,7 @@ FROM ${TRITON} AS serve-root
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 COPY deploy/docker/strip.py /strip.py
 COPY --from=plugin /plugins /plugins
-RUN python3 /strip.py && rm /strip.py
+RUN python3 /strip.py /
 
 FROM scratch AS serve
 COPY --from=serve-root / /

@@ -2,8 +2,8 @@
 
     python3 rootfs.py TARGET PATH...
 
-Everything keeps its place. Shared libraries are found as the loader finds them (ldd), for programs and for every
-.so in the folders; a library that is missing is an error. Users and groups are root and 65532, `nonroot`.
+Everything keeps its place. Shared libraries are found as the loader finds them (ldd), for programs and for
+every .so in the folders; a library that is missing is an error. Users are root and 65532, `nonroot`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(target: Path, paths: list[Path]) -> None:
         file = inside(target, Path(name))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
-    for folder in ("dev", "proc", "sys"):
+    for folder in ("bundle", "dev", "proc", "sys"):  # where something is mounted
         (target / folder).mkdir()
     (target / "tmp").mkdir(mode=0o777)
     (target / "tmp").chmod(0o1777)
