@@ -87,6 +87,8 @@ COPY --from=plugin /plugins /plugins
 RUN python3 /strip.py /
 
 FROM scratch AS serve
+# The whole of it, as one layer: what was taken away is in no layer below.
+# hadolint ignore=DL3067
 COPY --from=serve-root / /
 ENV PATH=/opt/tritonserver/bin:/usr/bin \
     LD_LIBRARY_PATH=/usr/local/cuda/compat/lib:/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
@@ -106,7 +108,8 @@ CMD ["--model-repository=/models", "--disable-auto-complete-config", \
 # --- export: builds engines, on the machine whose GPU will run them
 FROM ${TENSORRT} AS export
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# The base constrains pip to the versions of its own packages; the lock decides here.
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends cmake g++ make python3-venv \

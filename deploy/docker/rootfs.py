@@ -34,7 +34,7 @@ OF_NAMES = ("hosts: files dns\n", "/etc/nsswitch.conf")
 def main(target: Path, paths: list[Path]) -> None:
     needed: set[Path] = set()
     for path in paths:
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        for file in [path.resolve()] if path.is_file() else sorted(path.rglob("*")):
             needed |= libraries(file)
         copy(target, path)
     for library in sorted(needed):

@@ -1,7 +1,7 @@
 """Checks deploy/kserve/ by the models of KServe's SDK: `make kserve-test`, in an environment of its own.
 
-Every field must be one that the SDK's model has, and every value of its type; within Kubernetes' own objects, the
-models of its client judge.
+Every field must be one that the SDK's model has, and every value of its type; within Kubernetes' own objects,
+the models of its client judge.
 """
 
 from __future__ import annotations

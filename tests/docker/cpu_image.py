@@ -57,12 +57,12 @@ def nothing_but_python(image: Image) -> None:
 
 def trained(folder: Path) -> tuple[Array, Array]:
     """Train and export a Sparta network; return pixels, and its logits by PyTorch."""
+    from tests.conftest import tiny_recipe  # isort: skip  # first: it holds torch to one thread
     import torch
 
     import robust_export
     from robust_export.export.bundle import export_bundle
     from robust_export.training import train
-    from tests.conftest import tiny_recipe
 
     bundle = train(tiny_recipe(), folder, device="cpu")
     export_bundle(bundle)
