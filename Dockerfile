@@ -74,6 +74,7 @@ RUN apt-get update \
 WORKDIR /build
 COPY plugins plugins
 RUN headers=$(dirname "$(find /usr/include /usr/local -name NvInferRuntime.h -print -quit)") \
+    && test -f "${headers}/NvInferRuntime.h" \
     && cmake -S plugins -B made -DSPARTA_CUDA=ON -DSPARTA_TRT_INCLUDE="${headers}" \
         -DCMAKE_CUDA_COMPILER=/usr/local/cuda/bin/nvcc -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURES}" \
     && cmake --build made --target sparta_trt --parallel \
@@ -91,9 +92,10 @@ FROM scratch AS serve
 # hadolint ignore=DL3067
 COPY --from=serve-root / /
 ENV PATH=/opt/tritonserver/bin:/usr/bin \
-    LD_LIBRARY_PATH=/usr/local/cuda/compat/lib:/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
+    LD_LIBRARY_PATH=/opt/tritonserver/backends/onnxruntime:/usr/local/cuda/compat/lib:/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    UCX_MEM_EVENTS=no \
     PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 WORKDIR /tmp
