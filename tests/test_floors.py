@@ -18,7 +18,7 @@ FLOORS = [
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "stem", "weights"},
     {"flavors", "models", "nvrtc", "optim", "provenance", "workspace"},
     {"export", "runtimes", "training"},
-    {"bench", "comparison", "serving", "verification"},
+    {"bench", "comparison", "deployment", "serving", "verification"},
     {"demo", "doctor"},
     {"console"},
     {"cli"},
@@ -63,6 +63,7 @@ def test_imports_go_down(upper: str, lower: str) -> None:
     [
         ("robust_export", "numpy"),
         ("robust_export.bundle", "torch"),
+        ("robust_export.deployment", "torch"),
         ("robust_export.images", "torch"),
         ("robust_export.runtimes.onnxruntime", "torch"),
         ("robust_export.serving.workers", "torch"),
