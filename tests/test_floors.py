@@ -17,7 +17,7 @@ FLOORS = [
     {"headers", "pointwise", "recipe", "sparta", "units"},
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "stem", "weights"},
     {"flavors", "models", "nvrtc", "optim", "provenance", "workspace"},
-    {"export", "runtimes", "training"},
+    {"export", "runtimes", "training", "web"},
     {"bench", "comparison", "serving", "verification"},
     {"demo", "doctor"},
     {"console"},
