@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     help="A folder that has onnxruntime-web, for --out.  [npm fetches it]",
 )  # fmt: skip
 @click.option("--images", type=int, metavar="N", help="Test images to attack; large ones are fewer.  [12]")
-@click.option("--steps", type=int, metavar="N", help="Of PGD at each radius.  [50]")
+@click.option("--steps", type=int, metavar="N", help="Of PGD at each radius.  [20]")
 @click.option("--seed", type=int, metavar="N", help="Of the attacks.  [0]")
 @click.option("--eps", metavar="E", help="The budget; attacks go to twice of it.  [the model's own]")
 @click.option("--norm", metavar="NORM", help="Linf or L2.  [the model's own]")

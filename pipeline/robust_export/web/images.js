@@ -31,7 +31,8 @@ function grey(rgba) {
   return Uint8Array.from({ length: rgba.length / 4 }, (_, i) => luma(4 * i));
 }
 
-// Return a plane [H, W] resized to [S, S]: Pillow's ImageOps.fit, to the last bit.
+// Return a plane [H, W] resized to [S, S]: Pillow's ImageOps.fit, to the last bit where Pillow resizes rows first
+// too; some of its versions take columns first for tall images, which differs by 1 of 255 at most.
 function fit(plane, width, height, size) {
   if (width === size && height === size) return plane;
   const side = Math.min(width, height), left = (width - side) / 2, top = (height - side) / 2;

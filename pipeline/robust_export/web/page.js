@@ -85,10 +85,10 @@ async function choose(index, mine) {
   $("eps").max = example.radii.length - 1;
   $("eps").value = 0;
   $("most").textContent = `eps ${radius(example.radii.at(-1))}`;
-  $("how").textContent = `Image ${image.index} of the test split of ${examples.dataset}. The attacks are PGD's, ${steps} `
-    + `steps on the network, ${norm}, made beforehand at ${examples.radii.length} radii up to eps ${radius(examples.radii.at(-1))}; `
-    + `the decisions are made now. The dashed line is the budget, eps ${radius(eps)}. `
-    + "A bar above the line is the margin of the right class; where it hangs below, the attack has succeeded.";
+  $("how").textContent = `Image ${image.index} of the test split of ${examples.dataset}. The attacks were made `
+    + `beforehand on the network itself: PGD, ${norm}, ${steps} steps at each of ${examples.radii.length} radii. What `
+    + "the model makes of them is asked now. A bar is the margin of the right class; where it hangs below the line, the "
+    + `attack has succeeded. The dashed line is the budget, eps ${radius(eps)}. Stronger attacks may succeed earlier.`;
   $("attack").hidden = false;
   for (let i = 0; i < example.inputs.length; i++) {
     const logits = await model.infer(example.inputs[i]);

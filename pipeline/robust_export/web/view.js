@@ -42,6 +42,7 @@ function showDecision(labels, logits) {
       make("span", { className: "bar" }, fill),
       make("span", { className: "share", textContent: `${(100 * probabilities[i]).toFixed(1)}%` }));
   }));
+  $("answer").dataset.logits = JSON.stringify(logits); // in full, which no line has room for
   $("answer").hidden = false;
 }
 
@@ -77,7 +78,8 @@ function showAttack(labels, label, logits, eps, budget) {
   const holds = logits && ranked(logits).decision === label;
   $("verdict").textContent = logits ? (holds ? "HOLDS" : "BROKEN") : "";
   $("verdict").className = holds ? "holds" : "breaks";
-  const where = eps ? `At eps ${radius(eps)}, ${radius(eps / budget)} times the budget, ` : "As it is, ";
+  const times = eps === budget ? "the budget" : `${radius(eps / budget)} times the budget`;
+  const where = eps ? `At eps ${radius(eps)}, ${times}, ` : "As it is, ";
   const found = logits && labels[ranked(logits).decision];
   $("sentence").textContent = !logits ? `${where}not asked yet.`
     : holds ? `${where}the model reads ${found}, which is right${eps ? ": the attack fails" : ""}.`
