@@ -66,6 +66,7 @@ def test_imports_go_down(upper: str, lower: str) -> None:
         ("robust_export.images", "torch"),
         ("robust_export.runtimes.onnxruntime", "torch"),
         ("robust_export.serving.workers", "torch"),
+        ("robust_export.web.copy", "torch"),
         ("robust_export.cli", "torch"),
         ("robust_export.cli", "starlette"),
     ],

@@ -127,6 +127,8 @@ def test_a_server_gives_the_attacks_of_its_models(net: Path, shown: Path) -> Non
         assert "robust-export page" in reply.json()["error"]
         assert app.ask("GET", "/examples/nothing").status == 404
         assert app.ask("GET", "/examples/..%2fmanifest.json").status == 404
+        path = app.ask("GET", "/openapi.json").json()["paths"]["/examples/{model}"]
+        assert path["parameters"][0]["schema"] == {"enum": ["tiny"]}
         said = [app.ask("GET", f"/v2/models/{name}").json()["parameters"] for name in ("net", "tiny")]
         assert [parameters["robust_export.examples"] for parameters in said] == ["false", "true"]
     finally:

@@ -37,9 +37,9 @@ def openapi(models: Sequence[Served]) -> dict[str, Any]:
             **named,
             "get": _operation("Whether it takes requests", _object(ready=TRUE)),
         }
-    names = _parameters("/examples/{model}", [served.model.name for served in models])
-    shown = _operation("The attacks that the page shows", _object("radii", "images"))
-    paths["/examples/{model}"] = {**names, "get": shown}
+    if attacked := [served.model.name for served in models if served.model.examples is not None]:
+        shown = _operation("The attacks that the page shows", _object("radii", "images"))
+        paths["/examples/{model}"] = {**_parameters("/examples/{model}", attacked), "get": shown}
     for served in models:
         path = f"/v2/models/{quote(served.model.name, safe='')}"
         paths[f"{path}/infer"] = paths[f"{path}/versions/1/infer"] = {"post": _infer(served)}
