@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
 from robust_export.config import Threat
 from robust_export.data import load_dataset
@@ -69,6 +70,20 @@ def test_they_are_stronger_than_noise_of_the_same_size(shown: Path, found: dict[
         noise = random.choice([-EPS, EPS], (50, *found["plane"]))
         noisy = np.clip(files.clean(found, i) / 255 + noise, 0, 1).astype(np.float32)
         assert files.said(found, i, "margin")[4] < files.margins(classifier(noisy), image["label"]).min()
+
+
+def test_a_weaker_attack_of_a_larger_ball_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle
+) -> None:
+    def back(_: Any, pixels: Any, __: Any, threat: Threat, **given: Any) -> Any:
+        return real(_, pixels, __, threat, **given) if threat.eps < 0.04 else pixels
+
+    real = pgd
+    monkeypatch.setattr(attack, "pgd", back)
+    made = make_examples(bundle, Wanted(images=3, steps=3), device="cpu")
+    for image in made["images"]:
+        assert image["attacks"][0]["margin"] < image["clean"]["margin"]
+        assert image["attacks"][1:] == [image["attacks"][0]] * 7
 
 
 def test_under_l2(bundle: Bundle) -> None:
