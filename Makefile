@@ -80,7 +80,7 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-browser:  ## install Debian's Chromium, which the tests of report.html use (needs root)
+browser:  ## install Debian's Chromium, which the tests of the pages use (needs root)
 	apt-get update -qq
 	apt-get install -y -qq chromium
 

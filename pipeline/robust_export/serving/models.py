@@ -15,6 +15,7 @@ from robust_export.errors import ArtifactError, BundleError, InvalidValue
 from robust_export.runtimes import open_file
 from robust_export.runtimes.tensorrt import why_elsewhere
 from robust_export.serving.settings import Settings
+from robust_export.web.examples import read
 
 ENGINE = "tensorrt"  # the runtime that runs a bundle's engines, model.sm89.engine and so on
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", ENGINE: "tensorrt_plan"}  # Triton's words for them
@@ -30,6 +31,7 @@ class Model:
     labels: list[str]  # K
     file: str
     runtime: str
+    examples: bytes | None = None  # the bundle's examples.json, for the page at /
 
     @property
     def classes(self) -> int:
@@ -78,7 +80,8 @@ def load_model(bundle: Bundle, settings: Settings) -> Model:
     if height != width:
         raise ArtifactError(f"{bundle.path / file} takes images of {height} x {width}; expected square ones")
     classifier(np.zeros((1, channels, height, width), np.float32))
-    return Model(bundle.name, classifier, (channels, height, width), labels, file, runtime)
+    plane = (channels, height, width)
+    return Model(bundle.name, classifier, plane, labels, file, runtime, read(bundle, plane))
 
 
 def choose(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
