@@ -13,9 +13,9 @@ SOURCE = Path(__file__).parent.parent / "pipeline" / "robust_export"
 
 FLOORS = [
     {"errors"},
-    {"classifier", "config", "device", "files", "images", "stop", "timing"},
-    {"headers", "pointwise", "recipe", "sparta", "units"},
-    {"native", "activations", "attacks", "bundle", "checkpoint", "data", "stem", "weights"},
+    {"classifier", "config", "device", "files", "gate", "images", "stop", "timing"},
+    {"draws", "headers", "pointwise", "recipe", "sparta", "units"},
+    {"native", "activations", "attacks", "bundle", "checkpoint", "data", "processes", "stem", "weights"},
     {"flavors", "models", "nvrtc", "optim", "provenance", "workspace"},
     {"export", "runtimes", "training", "web"},
     {"bench", "comparison", "deployment", "serving", "verification"},

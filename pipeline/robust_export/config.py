@@ -157,8 +157,13 @@ class Train:
     clip_grad: NonNegative = 0.0  # largest gradient norm; 0 does not clip
     ema: Fractional = 0.99  # decay of the averaged weights per step; 0 keeps the last weights
     patience: Natural = 0  # epochs without a better robust validation accuracy; 0 never stops
-    amp: Literal["off", "bf16"] = "off"  # bfloat16 autocast, for GPUs that have it
+    amp: Literal["off", "bf16", "fp16"] = "off"  # autocast; fp16 with a scaled loss
     channels_last: bool = True
+    fold_norms: bool = False  # attacks run with batch norm folded into the convolutions
+    compile: bool = False  # attacks run through torch.compile
+    grad_checkpointing: bool = False  # compute planes again in the backward pass, instead of keeping them
+    sync_batchnorm: bool = False  # of several processes, on GPUs: statistics of the whole batch
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     checkpoint_every: Natural = 1000  # steps between checkpoints within an epoch; 0: after epochs only
     seed: Natural = 0
 

@@ -28,7 +28,7 @@ class Console:
     def __init__(self, as_json: bool, *, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.live = sys.stderr.isatty() and not as_json
+        self.live = sys.stderr.isatty() and not as_json and not quiet
 
     def say(self, line: str) -> None:
         """Print a line of progress."""
@@ -54,6 +54,8 @@ class Console:
 
     def epoch(self, epoch: Epoch, epochs: int) -> None:
         """Print how training goes: a line an epoch."""
+        if self.quiet:
+            return
         left = epoch.seconds * (epochs - epoch.epoch)
         line = (
             f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.3f}  val clean {epoch.clean_accuracy:.1%}"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from robust_export.config import SpartaForm
 from robust_export.errors import InvalidValue, SpartaMismatch
 from robust_export.files import write_atomically
+from robust_export.gate import gated
 
 DOMAIN = "ai.sparta"  # of the ONNX operator
 OPERATOR = "Sparta"
@@ -55,6 +56,8 @@ def sparta(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         raise InvalidValue(f"Sparta needs floating-point planes; received {x.dtype}")
     check_shapes(tuple(x.shape), tuple(weight.shape), tuple(bias.shape))
     wide_x, attention = _attention(x, weight, bias)
+    if torch.is_grad_enabled() and attention.requires_grad and not torch.compiler.is_compiling():
+        return gated(wide_x, attention).to(x.dtype)
     gate = 2 * torch.sigmoid(attention)  # the gate is doubled, not x: float16 would overflow
     return (F.relu(wide_x) * gate).to(x.dtype)
 

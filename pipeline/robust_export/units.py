@@ -23,7 +23,7 @@ from robust_export.errors import InvalidValue
 from robust_export.files import write_atomically
 
 HOW = (
-    "expected what `torchrun --nproc-per-node N -m robust_export verify ...` sets: start it so, or unset "
+    "expected what `torchrun --nproc-per-node N -m robust_export COMMAND ...` sets: start it so, or unset "
     "WORLD_SIZE"
 )
 
@@ -42,7 +42,7 @@ class Units:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.rank, self.world = _place()
+        self.rank, self.world = join()
         self.kept = 0
 
     def run(
@@ -121,15 +121,19 @@ def launched() -> tuple[int, int]:
     return rank, world
 
 
-def _place() -> tuple[int, int]:
-    """Return (rank, world), and join the other processes where a launcher started several."""
+def join(backend: str = "gloo") -> tuple[int, int]:
+    """Return (rank, world), and join the other processes where a launcher started several.
+
+    Args:
+        backend: of torch.distributed, such as "gloo" or "cpu:gloo,cuda:nccl".
+    """
     rank, world = launched()
     if world > 1:
         import torch.distributed as dist
 
         if not dist.is_initialized():
             try:
-                dist.init_process_group("gloo")
+                dist.init_process_group(backend)
             except (ValueError, RuntimeError) as error:
                 raise InvalidValue(f"the {world} processes cannot find each other: {error}\n{HOW}") from None
     return rank, world

@@ -11,7 +11,7 @@ from robust_export.config import Recipe
 from robust_export.errors import TrainingError
 from robust_export.recipe import differences, load_recipe, parse
 
-MAY_CHANGE = ("train.checkpoint_every:", "data.workers:")
+MAY_CHANGE = ("train.checkpoint_every:", "train.tracker:", "data.workers:")
 """Keys of a recipe that have no influence on the weights."""
 
 

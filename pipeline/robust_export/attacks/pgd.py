@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from robust_export.config import MAX_EPS, SingleStep, Threat
+from robust_export.draws import drawn
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [N, K], labels [N]) to a sum over N
 
@@ -105,16 +106,16 @@ def random_start(pixels: Tensor, threat: Threat, generator: Generator) -> Tensor
     """Return a random point of each image's ball, clamped to [0, 1]; uniform in Linf."""
     shape, device = pixels.shape, pixels.device
     if threat.norm == "Linf":
-        noise = torch.rand(shape, generator=generator).to(device) * 2 - 1
+        noise = drawn(torch.rand, shape, generator).to(device) * 2 - 1
         return (pixels + threat.eps * noise).clamp(0, 1)
-    noise = torch.randn(shape, generator=generator).to(device)
-    radius = torch.rand(len(pixels), 1, 1, 1, generator=generator).to(device)
+    noise = drawn(torch.randn, shape, generator).to(device)
+    radius = drawn(torch.rand, (len(pixels), 1, 1, 1), generator).to(device)
     return (pixels + threat.eps * radius * noise / _l2(noise).clamp_min(1e-12)).clamp(0, 1)
 
 
 def nearby(pixels: Tensor, threat: Threat, generator: Generator, sigma: float = 1e-3) -> Tensor:
     """Return pixels + sigma * N(0, 1), within the ball and [0, 1]."""
-    noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+    noise = drawn(torch.randn, pixels.shape, generator).to(pixels.device)
     return project(pixels + sigma * noise, pixels, threat)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from robust_export import __version__
-from robust_export.errors import RobustExportError
+from robust_export.errors import InvalidValue, RobustExportError
 from robust_export.stop import Stop
 
 
@@ -28,6 +28,7 @@ EXTRAS = {
         "jinja2", "matplotlib", "onnxscript", "pyautoattack", "scipy", "sklearn", "timm", "torch",
         "torchvision",
     ),
+    "track": ("accelerate", "tensorboard"),
     "serve": ("google.protobuf", "grpc", "httptools", "prometheus_client", "starlette", "uvicorn"),
 }  # fmt: skip
 """The packages that an installation may go without, by the extra that brings them."""
@@ -40,6 +41,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RobustExportError as error:
+            if error.told:
+                ctx.exit(error.exit_code)
             raise Failure(str(error), error.exit_code) from error
         except ModuleNotFoundError as error:
             raise _missing(error, str(ctx.invoked_subcommand)) from error
@@ -90,6 +93,14 @@ def typed() -> str:
         for one in value if parameter.multiple else (value,):
             words += [parameter.opts[0], str(one)]
     return shlex.join(words)
+
+
+def alone(command: str) -> None:
+    """Raise InvalidValue where a launcher started several processes of a command that shares no work."""
+    from robust_export.units import launched
+
+    if launched()[1] > 1:
+        raise InvalidValue(f"{command} does not share its work among processes: start it without a launcher")
 
 
 @contextmanager

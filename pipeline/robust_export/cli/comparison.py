@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import cli, interruptible, json_option
+from robust_export.cli.base import alone, cli, interruptible, json_option
 from robust_export.console import Console
 from robust_export.errors import InvalidValue
 
@@ -49,6 +49,7 @@ def compare(
     Writes results.json, results.md, results.csv and results.png. What is finished is kept: after an
     interruption the same command does what is left.
     """
+    alone("compare")
     console = Console(as_json)
     given: dict[str, Any] = {
         "--backbone": backbone, "--activations": activations, "--dataset": dataset, "--rates": rates,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import Failure, cli, interruptible, json_option, model_option, typed
+from robust_export.cli.base import Failure, alone, cli, interruptible, json_option, model_option, typed
 from robust_export.console import Console
 from robust_export.errors import InvalidValue, TrainingStopped
 from robust_export.runtimes import RUNTIMES
@@ -21,6 +21,7 @@ GATE_FAILED = 3  # the exit code of a gate that did not hold
 @json_option
 def demo(as_json: bool) -> None:
     """Train, export and verify on the built-in digits, in minutes; writes exported/demo."""
+    alone("demo")
     console = Console(as_json)
     with interruptible("the demo was interrupted; an older exported/demo is untouched"):
         from robust_export.demo import run_demo
@@ -56,13 +57,14 @@ def demo(as_json: bool) -> None:
 )
 @click.option("--freeze-sparta", is_flag=True, default=None, help="The Sparta function does not learn.")
 @click.option("--checkpoint-every", type=int, metavar="N", help="Steps between checkpoints.  [1000]")
+@click.option("--tracker", metavar="NAME", help="tensorboard, wandb or mlflow.  [none]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @json_option
 def train(
     model: str | None, dataset: str | None, recipe: Path | None, out: Path | None, resume: bool,
     force: bool, epochs: int | None, seed: int | None, eps: str | None, norm: str | None,
     data_dir: str | None, init: str | None, method: str | None, extra: str | None, sparta_from: str | None,
-    freeze_sparta: bool | None, checkpoint_every: int | None, device: str, as_json: bool,
+    freeze_sparta: bool | None, checkpoint_every: int | None, tracker: str | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a network against attacks and write it as a bundle.
 
@@ -70,13 +72,15 @@ def train(
     SIGTERM let the step finish and save the state (exit code 1); a second one interrupts at once.
     """
     from robust_export.bundle import HOME
+    from robust_export.units import launched
 
-    console = Console(as_json)
+    console = Console(as_json, quiet=launched()[0] != 0)
     options: dict[str, dict[str, Any]] = {
         "model": {"name": model, "init": init}, "data": {"name": dataset, "dir": data_dir, "extra": extra},
         "sparta": {"load": sparta_from, "freeze": freeze_sparta}, "threat": {"eps": eps, "norm": norm},
         "train": {
             "epochs": epochs, "seed": seed, "method": method, "checkpoint_every": checkpoint_every,
+            "tracker": tracker,
         },
     }  # fmt: skip
     asked = _recipe(recipe, options)
@@ -91,6 +95,8 @@ def train(
                 on_epoch=console.epoch, on_step=console.step,
             )  # fmt: skip
         except TrainingStopped as error:
+            if error.told:
+                sys.exit(error.exit_code)
             raise Failure(f"{error}\n{go_on.capitalize()}") from None
     facts = bundle.manifest["provenance"]
     console.show({

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torchvision.transforms import v2
+
+from robust_export.draws import drawn
 
 
 def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Tensor:
@@ -21,7 +25,7 @@ def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Ten
     if shift:
         pixels = _translate(pixels, shift, generator)
     if flip:
-        mirrored = torch.rand(len(pixels), generator=generator).lt(0.5).to(pixels.device)
+        mirrored = drawn(torch.rand, (len(pixels),), generator).lt(0.5).to(pixels.device)
         pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels)
     return pixels
 
@@ -62,7 +66,8 @@ def cutmix(pixels: Tensor, labels: Tensor, alpha: float, classes: int) -> tuple[
 def _translate(pixels: Tensor, shift: int, generator: Generator) -> Tensor:
     n, c, h, w = pixels.shape
     padded = F.pad(pixels, (shift, shift, shift, shift))
-    offsets = torch.randint(0, 2 * shift + 1, (2, n), generator=generator).to(pixels.device)
+    sample = partial(torch.randint, 0, 2 * shift + 1)
+    offsets = drawn(sample, (2, n), generator, dim=1).to(pixels.device)
     rows = offsets[0, :, None] + torch.arange(h, device=pixels.device)
     columns = offsets[1, :, None] + torch.arange(w, device=pixels.device)
     image = torch.arange(n, device=pixels.device)[:, None, None, None]

@@ -10,6 +10,7 @@ from torch import Generator
 
 from robust_export.data.datasets import Batch, Images, chunks, fetch
 from robust_export.data.folder import training_images
+from robust_export.draws import SharedGenerator
 from robust_export.errors import DataError, InvalidValue
 
 EXTRA_SEED = 1_000_033  # a multiple of it sets the draw of extra images apart from the order of the others
@@ -48,14 +49,25 @@ class Feed:
         """Return how many batches an epoch has."""
         return len(chunks(len(self.images), self.own, 0))
 
-    def epoch(self, seed: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches of the epoch with this seed, from number `skip` on."""
+    def count(self, step: int) -> int:
+        """Return how many images batch number `step` has."""
+        total = len(self.images) - (len(self.images) % self.own == 1 and len(self.images) > 1)
+        return min(self.own, total - step * self.own) + self.drawn
+
+    def epoch(self, seed: int, skip: int = 0, share: SharedGenerator | None = None) -> Iterator[Batch]:
+        """Yield the batches of the epoch with this seed, from number `skip` on.
+
+        Args:
+            share: says which part of each batch is this process's; None gives whole batches.
+        """
         wanted = chunks(len(self.images), self.own, seed)
         if self.extra is not None:
             generator = Generator().manual_seed(seed * EXTRA_SEED % 2**63)
             shape = (len(wanted), self.drawn)
             draws = torch.randint(len(self.extra), shape, generator=generator) + len(self.images)
             wanted = [[*chunk, *more] for chunk, more in zip(wanted, draws.tolist(), strict=True)]
+        if share is not None:
+            wanted = [chunk[share.of(len(chunk)).mine] for chunk in wanted]
         yield from fetch(self, wanted[skip:], self.workers)
 
     def batch(self, indices: Sequence[int]) -> Batch:

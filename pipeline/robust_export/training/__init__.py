@@ -8,6 +8,7 @@ from robust_export.bundle import MANIFEST, Bundle
 from robust_export.config import Recipe
 from robust_export.device import find_device
 from robust_export.files import replace_folder
+from robust_export.processes import Processes
 from robust_export.stop import Stop
 from robust_export.training.run import OnEpoch, OnStep, Run
 from robust_export.training.state import Epoch
@@ -34,6 +35,9 @@ def train(
     Whenever it is interrupted, the same call with `resume` gives weights.safetensors that are the same to the
     last bit (same machine, same versions).
 
+    Where torchrun or accelerate launch started several processes, they share every batch, and the first one
+    writes; each calls this with the same arguments and gets the same bundle.
+
     Args:
         resume: go on where a run in `out` stopped; start where there is none; return at once
             where it is finished.
@@ -46,15 +50,27 @@ def train(
             decodes images died.
         TrainingStopped: if `stop` asked for it.
     """
-    target = Path(out)
-    folder = prepare(target, resume=resume, force=force)
-    if resume:
-        check_same_recipe(recipe, folder)
-    if not (folder / MANIFEST).is_file():
-        run = Run(recipe, folder, find_device(device), stop)
+    target, place = Path(out), find_device(device)
+    processes = Processes(place)
+
+    def begin() -> tuple[Path, bool]:
+        folder = prepare(target, resume=resume, force=force)
+        if resume:
+            check_same_recipe(recipe, folder)
+        return folder, (folder / MANIFEST).is_file()
+
+    folder, done = processes.by_first(begin)
+    run = None
+    if not done:
+        run = processes.each(lambda: Run(recipe, folder, place, stop))
         run.start()
         run.fit(on_epoch, on_step)
-        run.finish(name or target.name)
-    if folder != target:
-        replace_folder(folder, target)
-    return Bundle.open(target)
+
+    def end() -> Bundle:
+        if run is not None:
+            run.finish(name or target.name)
+        if folder != target:
+            replace_folder(folder, target)
+        return Bundle.open(target)
+
+    return processes.by_first(end)

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def perturbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+def perturbed(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    gamma: float,
+    average: Callable[[list[Tensor]], None] = lambda gradients: None,
+) -> Iterator[None]:
     """Perturb the model's weights within, against its own loss, and put them back afterwards to the bit.
 
     Weights are the learnt parameters of two or more dimensions, each perturbed by `gamma` times its own norm;
@@ -23,10 +28,12 @@ def perturbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Ite
 
     Args:
         loss: computes the scalar loss of the batch; called once.
+        average: makes the gradients, in place, those of the batch that several processes share.
     """
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     buffers = [buffer.clone() for buffer in model.buffers()]
     gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    average([gradient for gradient in gradients if gradient is not None])
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)

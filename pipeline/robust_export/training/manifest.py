@@ -48,6 +48,8 @@ def _provenance(run: Run) -> dict[str, Any]:
         facts["extra_data"] = {
             "name": extra.name, "sha256": extra.digest, "images": len(extra), "ratio": ratio
         }  # fmt: skip
+    if run.processes.several:
+        facts["processes"] = run.processes.world
     if run.sparta_from:
         facts["sparta_from"] = run.sparta_from
     if run.stopped:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -15,6 +17,7 @@ from robust_export import checkpoint as ckpt
 from robust_export.bundle import Bundle
 from robust_export.config import Recipe
 from robust_export.data import Batch, Feed, augment, cutmix, load_extra, load_splits, randaugment
+from robust_export.draws import SharedGenerator
 from robust_export.errors import TrainingError, TrainingStopped
 from robust_export.files import write_atomically, write_json
 from robust_export.models import build_model
@@ -25,7 +28,9 @@ from robust_export.stop import Stop
 from robust_export.training.health import Watched, collapsed, explain, finite, first_bad
 from robust_export.training.learner import Learner
 from robust_export.training.manifest import manifest, sparta_source
+from robust_export.training.network import check_last_batch
 from robust_export.training.state import Epoch, Position, Sums, restore_rng, rng_state
+from robust_export.training.tracking import Tracking
 from robust_export.weights import load_tensors, tensors
 
 OnEpoch = Callable[[Epoch, int], None]  # an epoch, and how many there will be
@@ -51,6 +56,7 @@ class Run(Learner):
         torch.manual_seed(recipe.train.seed)
         network = build_model(spec, recipe.sparta, len(self.train_images.classes), recipe.train.seed)
         super().__init__(recipe, network, val_images, device)
+        check_last_batch(self.feed.count(len(self.feed) - 1), recipe.train, self.processes)
         self.history: list[Epoch] = []
         self.watched: list[Watched] = []  # of single-step training only
         self.position = Position()
@@ -62,21 +68,30 @@ class Run(Learner):
 
     def start(self) -> None:
         """Take up the last checkpoint, or save the first."""
+        found = self.processes.by_first(self._find)
+        if found:
+            self._load(*found)
+        else:
+            self._save()
+
+    def _find(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """Write the recipe, clear away what a killed process left, and return the last checkpoint."""
         write_atomically(self.folder / "recipe.toml", to_toml(self.recipe))
         for stale in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
             stale.unlink()
-        if ckpt.has_checkpoint(self.folder / ckpt.FOLDER):
-            self._load()
-        else:
-            self._save()
+        folder = self.folder / ckpt.FOLDER
+        return ckpt.load_checkpoint(folder) if ckpt.has_checkpoint(folder) else None
 
     def fit(self, on_epoch: OnEpoch, on_step: OnStep = lambda epoch, step, steps: None) -> None:
         """Train epoch by epoch until all are done, patience is over, or robustness collapsed."""
         epochs = self.recipe.train.epochs
+        tracking = Tracking(self.recipe, self.folder, self.processes)
         try:
-            with self.stop.listening():
+            with self.stop.listening(), tracking:
                 while len(self.history) < epochs and not self._out_of_patience() and not self.stopped:
-                    on_epoch(self._one_epoch(on_step), epochs)
+                    epoch = self._one_epoch(on_step)
+                    tracking.epoch(epoch, self.optimizer.param_groups[0]["lr"])
+                    on_epoch(epoch, epochs)
         except RuntimeError as error:
             raise explain(error) from error
 
@@ -101,16 +116,18 @@ class Run(Learner):
         self.epochs_done = index
         seed = settings.seed * 1_000_003 + index
         torch.manual_seed(seed)  # dropout and the like
-        generator = Generator().manual_seed(seed)
+        generator = self._generator(seed)
         if self.position.rng:
             restore_rng(self.position.rng, generator, self.device)
         sums = Sums(self.position, self.device)
-        for step, batch in enumerate(self.feed.epoch(seed, first), first):
+        for step, batch in enumerate(self._batches(seed, first), first):
+            count = self.feed.count(step)
             progress = (index * steps + step) / (settings.epochs * steps)
             rate = learning_rate_factor(progress, settings.schedule, settings.warmup)
             set_learning_rate(self.optimizer, rate)
-            pixels, labels = self._prepare(batch, generator)
-            sums.add(self._step(pixels, labels, generator), len(labels))
+            pixels, labels = self._prepare(batch, generator.of(count))
+            with self.processes.apart(seed * steps + step):
+                sums.add(self._step(pixels, labels, generator.of(count)), count)
             on_step(index + 1, step + 1, steps)
             self._after_step(step + 1, sums, generator)
         return sums.mean()
@@ -118,22 +135,32 @@ class Run(Learner):
     def _after_step(self, done: int, sums: Sums, generator: Generator) -> None:
         """Look at the losses now and then, and save the state where it is due or asked for."""
         every, last = self.recipe.train.checkpoint_every, done == len(self.feed)
-        due = every > 0 and done % every == 0 and not last
-        if due or last or self.stop.asked or len(sums.recent) == CHECK_EVERY:
+        due, asked = every > 0 and done % every == 0 and not last, self._asked()
+        if due or last or asked or len(sums.recent) == CHECK_EVERY:
             self._check(sums.recent, done)
             sums.recent.clear()
-        if due or last or self.stop.asked:
+        if due or last or asked:
             self.position = sums.position(done, rng_state(generator, self.device))
         if due:
             self._save()
-        self._between_batches()
+        if asked:
+            self._end()
 
-    def _prepare(self, batch: Batch, generator: Generator) -> Batch:
-        """Return a batch on the device, augmented; with CutMix its labels are probabilities."""
+    def _batches(self, seed: int, skip: int) -> Iterator[Batch]:
+        """Yield this process's part of each batch; whole ones where an image's change depends on others."""
+        data = self.recipe.data
+        self.whole = data.randaugment > 0 or data.cutmix > 0
+        return self.feed.epoch(seed, skip, None if self.whole else self.processes.generator())
+
+    def _prepare(self, batch: Batch, generator: SharedGenerator) -> Batch:
+        """Return this process's part on the device, augmented; with CutMix its labels are probabilities."""
         data, (pixels, labels) = self.recipe.data, batch
-        pixels = augment(pixels, data.shift, data.flip, generator)
-        pixels = randaugment(pixels, data.randaugment, data.randaugment_magnitude)
-        pixels, labels = cutmix(pixels, labels, data.cutmix, len(self.train_images.classes))
+        with generator.undivided() if self.whole else nullcontext():
+            pixels = augment(pixels, data.shift, data.flip, generator)
+        if self.whole:
+            pixels = randaugment(pixels, data.randaugment, data.randaugment_magnitude)
+            pixels, labels = cutmix(pixels, labels, data.cutmix, len(self.train_images.classes))
+            pixels, labels = pixels[generator.mine], labels[generator.mine]
         return self._to_device(pixels), labels.to(self.device)
 
     # --- when it ends ---
@@ -166,23 +193,36 @@ class Run(Learner):
             return
         step = done if bad is None else done - len(losses) + bad + 1
         what = "a weight became nan or inf" if bad is None else f"the loss became {losses[bad].item()}"
-        raise TrainingError(
+        message = (
             f"{what} in epoch {len(self.history) + 1}, step {step} of {len(self.feed)}. The checkpoint of "
             f"{self.saved_at} is whole; lower train.lr (now {self.recipe.train.lr:g}) or set "
             "train.clip_grad, and train again."
         )
+        raise self.processes.alike(TrainingError(message))
 
     def _between_batches(self) -> None:
         """Save the state and raise TrainingStopped if somebody asked to stop."""
-        if self.stop.asked:
-            self._save()
-            raise TrainingStopped(
-                f"training stopped as asked and lost nothing: {self.folder} has its state at {self.saved_at}"
-            )
+        if self._asked():
+            self._end()
+
+    def _asked(self) -> bool:
+        """Tell whether one of the processes was asked to stop."""
+        return self.processes.any(self.stop.asked)
+
+    def _end(self) -> None:
+        self._save()
+        message = (
+            f"training stopped as asked and lost nothing: {self.folder} has its state at {self.saved_at}"
+        )
+        raise self.processes.alike(TrainingStopped(message))
 
     # --- what is kept on disk ---
 
     def _save(self) -> None:
+        self.processes.by_first(self._write)
+        self.saved_at = self._where()
+
+    def _write(self) -> None:
         state = {
             "model": tensors(self.model), "ema": tensors(self.ema), "best": self.best,
             "optimizer": ckpt.optimizer_tensors(self.optimizer), "rng": self.position.rng,
@@ -190,20 +230,18 @@ class Run(Learner):
         facts = {
             "best_epoch": self.best_epoch, "history": [asdict(e) for e in self.history],
             "position": self.position.facts(), "watched": [asdict(w) for w in self.watched],
-            "sparta_from": self.sparta_from,
+            "sparta_from": self.sparta_from, "scaler": self.scaler.state_dict(),
         }  # fmt: skip
         ckpt.save_checkpoint(
             self.folder / ckpt.FOLDER, len(self.history), state, facts, step=self.position.step
         )
-        self.saved_at = self._where()
 
     def _where(self) -> str:
         """Return "epoch 2", or "epoch 3, step 40" within an epoch."""
         done = self.position.step
         return f"epoch {len(self.history) + 1}, step {done}" if done else f"epoch {len(self.history)}"
 
-    def _load(self) -> None:
-        state, facts = ckpt.load_checkpoint(self.folder / ckpt.FOLDER)
+    def _load(self, state: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         load_tensors(self.model, state["model"])
         load_tensors(self.ema, state["ema"])
         ckpt.load_optimizer_tensors(self.optimizer, state.get("optimizer", {}))
@@ -213,6 +251,8 @@ class Run(Learner):
         self.position = Position(**facts.get("position", {}), rng=state.get("rng", {}))
         self.watched = [Watched(**entry) for entry in facts.get("watched", [])]
         self.sparta_from = facts.get("sparta_from", self.sparta_from)
+        if facts.get("scaler"):
+            self.scaler.load_state_dict(facts["scaler"])
         self.saved_at = self._where()
 
     def finish(self, name: str) -> Bundle:

@@ -1,0 +1,231 @@
+"""Adversarial training's speed beside a plain loop with torchattacks' PGD, and where the time goes.
+
+    pip install --no-deps torchattacks         the plain loop's attack; without it that column is missing
+    python benchmarks/training.py              a ResNet-18 with a quarter of the channels, at 32 x 32
+    python benchmarks/training.py --width 64 --batch 16 --steps 3 --only plain,off,ours      ResNet-18 itself
+
+Every contestant trains the same network on the same images with the same attack, in a process of its own: how
+memory is kept is a process's. They take turns, one batch each. "off" is robust-export's loop without its
+optimisations, "ours" with those that pay on CPUs; the ones between have one optimisation each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from robust_export import sparta
+from robust_export.config import Recipe
+from robust_export.data import load_dataset
+from robust_export.models import build_model
+from robust_export.provenance import machine
+from robust_export.recipe import parse
+from robust_export.timing import measure
+from robust_export.training import learner
+
+CPU = torch.device("cpu")
+
+OFF = {"channels_last": False, "fold_norms": False}
+CONTESTANTS: dict[str, dict[str, Any]] = {  # [train], and whether Sparta's gradient and the memory are ours
+    "plain": {"plain": True, **OFF},
+    "off": OFF,
+    "channels_last": {**OFF, "channels_last": True},
+    "fold_norms": {**OFF, "fold_norms": True},
+    "gradient": {**OFF, "gradient": True},
+    "memory": {**OFF, "memory": True},
+    "ours": {"channels_last": True, "fold_norms": True, "gradient": True, "memory": True},
+    "compile": {"channels_last": True, "fold_norms": True, "gradient": True, "memory": True, "compile": True},
+}
+
+GROUPS = {
+    "convolution, forward": ("mkldnn_convolution", "thnn_conv2d", "_slow_conv2d_forward"),
+    "convolution, backward": ("convolution_backward",),
+    "batch norm": ("native_batch_norm", "native_batch_norm_backward"),
+    "relu, sigmoid and products": (
+        "mul", "mul_", "sigmoid", "sigmoid_backward", "relu", "clamp_min", "threshold_backward", "add_",
+        "add",
+    ),
+}  # fmt: skip
+
+
+def recipe(options: argparse.Namespace, settings: dict[str, Any]) -> Recipe:
+    width = options.width
+    return parse({
+        "model": {
+            "name": options.model, "image_size": 32,
+            "channels": [width, 2 * width, 4 * width, 8 * width], "stem_width": width,
+        },
+        "attack": {"steps": options.steps},
+        "train": {"batch_size": options.batch, "lr": 0.01, **settings},
+    })  # fmt: skip
+
+
+def formula(x: Tensor, attention: Tensor) -> Tensor:
+    """Sparta's product as autograd takes it apart."""
+    return torch.relu(x) * (2 * torch.sigmoid(attention))
+
+
+def plain_step(asked: Recipe, network: nn.Module, pixels: Tensor, labels: Tensor) -> Callable[[], object]:
+    """Return a batch of the loop that one writes with torchattacks."""
+    import torchattacks  # type: ignore[import-not-found, unused-ignore]
+
+    eps = asked.threat.eps
+    attack = torchattacks.PGD(network, eps=eps, alpha=asked.attack.step_size * eps, steps=asked.attack.steps)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    network.train()
+
+    def step() -> None:
+        attacked = attack(pixels, labels)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(attacked), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def make(name: str, options: argparse.Namespace) -> Callable[[], object]:
+    """Return what trains one batch as the contestant does."""
+    torch.set_num_threads(options.threads)
+    settings = dict(CONTESTANTS[name])
+    plain, gradient, memory = (settings.pop(key, False) for key in ("plain", "gradient", "memory"))
+    if not gradient:
+        sys.modules[sparta.__name__].__dict__["gated"] = formula
+    if not memory:
+        learner.__dict__["keep_freed_memory"] = lambda: False
+    asked = recipe(options, settings)
+    torch.manual_seed(0)
+    network = build_model(asked.model, asked.sparta, 10)
+    pixels, labels = torch.rand(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
+    if plain:
+        return plain_step(asked, network, pixels, labels)
+    job = learner.Learner(asked, network, load_dataset("digits", "val", 32), CPU)
+    generator = torch.Generator()
+    return lambda: job._step(job._to_device(pixels), labels, generator.manual_seed(0))
+
+
+def serve(name: str, options: argparse.Namespace) -> None:
+    """Train a batch for every line on standard input, and say the seconds of the processor it took."""
+    step = make(name, options)
+    for _ in sys.stdin:
+        started = time.process_time()
+        step()
+        print(time.process_time() - started, flush=True)
+
+
+@contextmanager
+def contestant(
+    name: str, options: argparse.Namespace, cpu: dict[str, list[float]]
+) -> Iterator[Callable[[], None]]:
+    """Give what lets a process train one batch."""
+    command = [sys.executable, __file__, "--serve", name]
+    for key in ("model", "width", "batch", "steps", "threads"):
+        command += [f"--{key}", str(getattr(options, key))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        ins, outs = process.stdin, process.stdout
+        assert ins is not None
+        assert outs is not None
+
+        def turn() -> None:
+            print(file=ins, flush=True)
+            cpu.setdefault(name, []).append(float(outs.readline()))
+
+        try:
+            yield turn
+        finally:
+            ins.close()
+
+
+def shares(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """Return which part of the processor's time each group of operations takes, in a batch."""
+    step = make(name, options)
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        step()
+    own = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in seen.key_averages()}
+    total = sum(own.values())
+    parts = {group: sum(own.get(op, 0) for op in ops) / total for group, ops in GROUPS.items()}
+    return {**parts, "the rest": 1 - sum(parts.values())}
+
+
+def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Return images a second of each contestant, and times the first one's, by clock and processor."""
+    cpu: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        turns = {name: stack.enter_context(contestant(name, options, cpu)) for name in names}
+        timed = measure(turns, rounds=options.rounds, settle=0, turn=0)
+    spent = {name: sorted(cpu[name][1:])[len(cpu[name][1:]) // 2] for name in names}
+    return {
+        name: {
+            "images_per_second": options.batch / timed[name].median,
+            "times": timed[names[0]].median / timed[name].median,
+            "cpu_seconds": spent[name],
+            "cpu_times": spent[names[0]] / spent[name],
+        }
+        for name in names
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="r18_sparta")
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage; ResNet-18 has 64")
+    for name, value in (("batch", 32), ("steps", 10), ("threads", 1), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--only", default="plain,off,channels_last,fold_norms,gradient,memory,ours")
+    parser.add_argument("--profile", action="store_true", help="say where the time of `off` and `ours` goes")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--shares", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options)
+        return
+    if options.shares:
+        print(json.dumps(shares(options.shares, options)))
+        return
+    names = options.only.split(",")
+    if "plain" in names and importlib.util.find_spec("torchattacks") is None:
+        print(
+            "without torchattacks there is no plain loop: pip install --no-deps torchattacks", file=sys.stderr
+        )
+        names.remove("plain")
+    load = os.getloadavg()
+    result: dict[str, Any] = {
+        "machine": machine(CPU),
+        "load": load,
+        "options": vars(options),
+        "speed": compare(names, options),
+    }
+    print(f"| {options.model}, width {options.width}, batch {options.batch}, {options.steps} steps "
+          f"| images/s | times {names[0]} | CPU s a batch | times {names[0]} |\n"
+          "|---|---:|---:|---:|---:|")  # fmt: skip
+    for name, row in result["speed"].items():
+        print(f"| `{name}` | {row['images_per_second']:.1f} | {row['times']:.2f} "
+              f"| {row['cpu_seconds']:.2f} | {row['cpu_times']:.2f} |")  # fmt: skip
+    if options.profile:
+        parts = {}
+        for name in ("off", "ours"):
+            command = [sys.executable, __file__, *sys.argv[1:], "--shares", name]
+            parts[name] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        print("\n| of the time | `off` | `ours` |\n|---|---:|---:|")
+        for group in parts["off"]:
+            print(f"| {group} | {parts['off'][group]:.0%} | {parts['ours'][group]:.0%} |")
+        result["shares"] = parts
+    print(json.dumps(result), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

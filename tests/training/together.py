@@ -1,0 +1,129 @@
+"""One of several processes, which torchrun starts: trains what the test trains alone, and compares."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from robust_export.config import Recipe
+from robust_export.errors import TrainingError, TrainingStopped
+from robust_export.recipe import parse
+from robust_export.stop import Stop
+from robust_export.training import Run, train
+from robust_export.weights import tensors
+
+CPU = torch.device("cpu")
+BATCH = 14  # of 40 images: 14, 14 and 12
+STOP_AFTER = 4  # steps, in the second epoch
+
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "pgd-at": {"train": {"clip_grad": 1.0, "label_smoothing": 0.1}},
+    "adamw": {"train": {"optimizer": "adamw", "lr": 1e-3}, "threat": {"norm": "L2", "eps": 0.5}},
+    "trades": {"train": {"method": "trades", "awp": 0.01}},
+    "mart": {"train": {"method": "mart", "batch_size": 13}},  # the last image is left out
+    "fast": {"train": {"method": "fast", "batch_size": 37}},  # 37 and 3: nothing is left for the second
+    "mixed": {"data": {"cutmix": 1.0, "randaugment": 1}},
+    "batch norm": {"model": {"norm_layer": "batchnorm2d"}},
+}
+"""Recipes by name; all but the last are of a network without batch norm."""
+
+
+def recipe(folder: Path, case: str) -> Recipe:
+    """Return a recipe for the images in `folder`/images."""
+    sections: dict[str, dict[str, Any]] = {
+        "model": {
+            "name": "resnet10t_sparta", "image_size": 8, "channels": [8, 8, 16, 16], "stem_width": 8,
+            "norm_layer": "groupnorm1",
+        },
+        "data": {"name": f"folder:{folder / 'images'}", "shift": 1, "flip": True, "val_fraction": 0.2},
+        "threat": {"eps": 0.05}, "attack": {"steps": 2, "val_steps": 2},
+        "train": {"epochs": 2, "batch_size": BATCH, "ema": 0.5},
+    }  # fmt: skip
+    for section, keys in CASES.get(case, {}).items():
+        sections[section] |= keys
+    return parse(sections, case)
+
+
+def stop_after(steps: int, here: bool = True) -> tuple[Stop, Any]:
+    """Return a request to stop, and the callback that asks for it after so many steps."""
+    stop, left = Stop(), iter(range(steps, 0, -1))
+
+    def count(*_: int) -> None:
+        stop.asked = here and next(left) == 1
+
+    return stop, count
+
+
+def everybody(value: object) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def cases(folder: Path) -> Iterator[str]:
+    """Train all cases; yield a line for each that left its processes with different networks."""
+    for case in CASES:
+        run = Run(recipe(folder, case), folder / "two" / case, CPU)
+        run.start()
+        run.fit(lambda *_: None)
+        state = {**tensors(run.model), **{f"ema.{k}": v for k, v in tensors(run.ema).items()}}
+        compared = everybody({k: v for k, v in state.items() if "num_batches_tracked" not in k})
+        history = everybody([(e.loss, e.clean_accuracy, e.robust_accuracy) for e in run.history])
+        if any(not torch.equal(a, b) for a, b in zip(*(c.values() for c in compared), strict=True)):
+            yield f"{case}: networks differ"
+        if history[0] != history[1]:
+            yield f"{case}: histories differ: {history}"
+        run.processes.by_first(lambda run=run, case=case: run.finish(case) and None)  # type: ignore[misc]
+
+
+def interruptions(folder: Path) -> Iterator[str]:
+    """Stop a run on all because the second is asked; go on with one that was stopped alone."""
+    asked = recipe(folder, "interrupted")
+    stop, count = stop_after(STOP_AFTER, here=dist.get_rank() == 1)
+    try:
+        train(asked, folder / "two then one", device="cpu", stop=stop, on_step=count)
+        yield "a request to stop was not heard"
+    except TrainingStopped as error:
+        if error.told != (dist.get_rank() != 0):
+            yield "it is not one process that reports the stop"
+    bundle = train(asked, folder / "one then two", device="cpu", resume=True)
+    if len({b.path for b in everybody(bundle)}) != 1:
+        yield "the bundles are not the same"
+
+
+def errors(folder: Path) -> Iterator[str]:
+    """An error on one process is raised on all, and reported once."""
+    path = folder / ("missing" if dist.get_rank() else "images")
+    wrong = parse({"data": {"name": f"folder:{path}"}})
+    try:
+        train(wrong, folder / "none", device="cpu")
+        yield "nothing was raised"
+    except Exception as error:
+        if "missing" not in str(error) or getattr(error, "told", None) != (dist.get_rank() == 0):
+            yield f"{error!r}"
+    try:
+        train(recipe(folder, "pgd-at"), folder / "two" / "pgd-at", device="cpu")
+        yield "a run was overwritten"
+    except TrainingError as error:
+        if "--resume" not in str(error) or error.told != (dist.get_rank() != 0):
+            yield f"{error!r}"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    from robust_export.units import join
+
+    join()
+    faults = [fault for check in (cases, interruptions, errors) for fault in check(folder)]
+    dist.destroy_process_group()
+    (folder / f"faults.{os.environ['RANK']}").write_text("\n".join(faults))
