@@ -4,9 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := .venv-tools
+LOCK := $(TOOLS)/bin/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
+	--no-emit-index-url --custom-compile-command 'make lock' $(UPGRADE)
 KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/*)
 
-.PHONY: help setup demo test test-serve lint format browser clean
+.PHONY: help setup demo test test-serve docker-test kserve-test lock sbom lint format browser clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -20,6 +23,8 @@ $(STAMP): pyproject.toml $(KERNELS)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps kernel-lens==2.0.1 || \
 		echo "Without TensorRT's headers, which that package has, the tests of its plugin are skipped."
+	@$(BIN)/python -m pip install --quiet --no-deps tritonclient==2.73.0 || \
+		echo "Without Triton's message, which that package has, the tests of config.pbtxt are skipped."
 	@$(BIN)/robust-export plugins build || echo "Everything works without the fused kernel, but slower."
 	@touch $@
 
@@ -35,6 +40,37 @@ test-serve:  ## serve in a fresh .venv-serve without torch, and ask with another
 	.venv-serve/bin/python -m pip install --quiet '.[serve]' 'tritonclient[grpc,http]'
 	.venv-serve/bin/python tests/serving/without_torch.py
 
+docker-test: $(STAMP)  ## build the image `cpu` without a Docker engine, run it and ask it (needs root, buildah, debootstrap)
+	$(BIN)/python tests/docker/cpu_image.py
+
+kserve-test:  ## check deploy/kserve/ by KServe's SDK, in a fresh .venv-kserve
+	rm -rf .venv-kserve
+	$(PYTHON) -m venv .venv-kserve
+	.venv-kserve/bin/python -m pip install --quiet 'kserve>=0.21' pyyaml
+	.venv-kserve/bin/python tests/deployment/kserve_models.py
+
+$(TOOLS)/.installed: requirements/tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --require-hashes --requirement requirements/tools.lock
+	@touch $@
+
+lock: $(TOOLS)/.installed  ## write requirements/*.lock again; UPGRADE=--upgrade takes newer versions
+	$(LOCK) requirements/build.in --output-file requirements/build.lock
+	$(LOCK) requirements/tools.in --output-file requirements/tools.lock
+	$(LOCK) pyproject.toml requirements/serve.in --extra serve --override requirements/serve.overrides \
+		--output-file requirements/serve.lock
+	$(LOCK) pyproject.toml requirements/export.in --extra train --output-file requirements/export.lock
+
+sbom: $(TOOLS)/.installed  ## write sbom.cdx.json: what the image `cpu` has of Python, as CycloneDX
+	rm -rf .venv-sbom
+	$(PYTHON) -m venv .venv-sbom
+	$(TOOLS)/bin/python -m pip --python .venv-sbom/bin/python install --quiet --require-hashes --no-deps \
+		--requirement requirements/serve.lock
+	$(TOOLS)/bin/python -m pip --python .venv-sbom/bin/python install --quiet --no-deps .
+	.venv-sbom/bin/python -m pip uninstall --quiet --yes pip setuptools
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+		--output-format JSON --spec-version 1.6 --output-file sbom.cdx.json .venv-sbom/bin/python
+
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,9 +80,9 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-browser:  ## install Debian's Chromium, which the tests of report.html use (needs root)
+browser:  ## install Debian's Chromium, which the tests of the pages use (needs root)
 	apt-get update -qq
 	apt-get install -y -qq chromium
 
 clean:  ## remove what the targets made, but for bundles under exported/
-	rm -rf $(VENV) .venv-serve .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-serve .venv-tools .venv-kserve .venv-sbom sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache

@@ -54,8 +54,8 @@ GROUPS = {
     "convolution, backward": ("convolution_backward",),
     "batch norm": ("native_batch_norm", "native_batch_norm_backward"),
     "relu, sigmoid and products": (
-        "mul", "mul_", "sigmoid", "sigmoid_backward", "relu", "clamp_min", "threshold_backward",
-        "add_", "add",
+        "mul", "mul_", "sigmoid", "sigmoid_backward", "relu", "clamp_min", "threshold_backward", "add_",
+        "add",
     ),
 }  # fmt: skip
 
@@ -160,7 +160,7 @@ def shares(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Return images a second of each contestant, and times the first's, by the clock and the processor."""
+    """Return images a second of each contestant, and times the first one's, by clock and processor."""
     cpu: dict[str, list[float]] = {}
     with ExitStack() as stack:
         turns = {name: stack.enter_context(contestant(name, options, cpu)) for name in names}
@@ -203,14 +203,18 @@ def main() -> None:
         )
         names.remove("plain")
     load = os.getloadavg()
-    speed = compare(names, options)
-    result: dict[str, Any] = {"machine": machine(CPU), "load": load, "options": vars(options), "speed": speed}
-    what = f"{options.model}, width {options.width}, batch {options.batch}, {options.steps} steps"
-    print(f"| {what} | images/s | times {names[0]} | CPU s a batch | times {names[0]} |")
-    print("|---|---:|---:|---:|---:|")
-    for name, row in speed.items():
-        by_clock = f"{row['images_per_second']:.1f} | {row['times']:.2f}"
-        print(f"| `{name}` | {by_clock} | {row['cpu_seconds']:.2f} | {row['cpu_times']:.2f} |")
+    result: dict[str, Any] = {
+        "machine": machine(CPU),
+        "load": load,
+        "options": vars(options),
+        "speed": compare(names, options),
+    }
+    print(f"| {options.model}, width {options.width}, batch {options.batch}, {options.steps} steps "
+          f"| images/s | times {names[0]} | CPU s a batch | times {names[0]} |\n"
+          "|---|---:|---:|---:|---:|")  # fmt: skip
+    for name, row in result["speed"].items():
+        print(f"| `{name}` | {row['images_per_second']:.1f} | {row['times']:.2f} "
+              f"| {row['cpu_seconds']:.2f} | {row['cpu_times']:.2f} |")  # fmt: skip
     if options.profile:
         parts = {}
         for name in ("off", "ours"):

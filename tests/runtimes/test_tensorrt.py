@@ -217,7 +217,7 @@ def test_compatible_engines_run_elsewhere(machine: Machine) -> None:
 
 def test_a_machine_without_a_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "gpu", lambda: None)
-    with pytest.raises(NoGPU, match=r"needs a GPU of compute capability 8\.9, and CUDA sees none here"):
+    with pytest.raises(NoGPU, match=r"for GPUs of compute capability 8\.9, and CUDA sees none here"):
         open_file(machine.path, "tensorrt")
 
 

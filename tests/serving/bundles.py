@@ -62,7 +62,9 @@ def linear_bundle(folder: Path, seed: int = 0, repeats: int = 0) -> Path:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     manifest = {
         "name": folder.name, "created": "2026-01-01T00:00:00Z", "model": "linear", "labels": LABELS,
-        "input": {}, "output": {}, "preprocessing": {}, "threat": {"norm": "Linf", "eps": 0.1},
+        "input": {"name": "pixels", "dtype": "float32", "shape": ["N", *PLANE]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["N", len(LABELS)]},
+        "preprocessing": {}, "threat": {"norm": "Linf", "eps": 0.1},
         "provenance": {},
     }  # fmt: skip
     return Bundle.create(folder, manifest, {"model.onnx": "onnx"}).path

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError, InvalidValue
-from robust_export.serving import models
+from robust_export.runtimes import tensorrt
 from robust_export.serving.models import choose, load_models
 from robust_export.serving.settings import Settings
 from tests.serving.bundles import linear_bundle
@@ -29,28 +30,24 @@ def test_the_onnx_file_without_an_engine(bundle: Bundle) -> None:
 
 
 def test_the_engine_of_this_gpu_goes_first(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle.write({"model.sm89.engine": b"engine"}, "engine", precision="fp32")
-    monkeypatch.setattr(models, "_compute_capability", lambda: "89")
-    monkeypatch.setattr(models, "RUNTIMES", ("onnxruntime",))
-    assert choose(bundle, "auto", "fp32") == ("model.onnx", "onnxruntime")
-    monkeypatch.setattr(models, "RUNTIMES", ("onnxruntime", "tensorrt"))
+    facts = {"compute_capability": "8.9", "options": {"hardware_compatible": None}}
+    bundle.write({"model.sm89.engine": b"engine"}, "engine", precision="fp32", **facts)
+    here: list[tuple[int, int] | None] = [(8, 9)]
+    monkeypatch.setattr(tensorrt, "gpu", lambda: here[0])
     assert choose(bundle, "auto", "fp32") == ("model.sm89.engine", "tensorrt")
     assert choose(bundle, "onnxruntime", "fp32") == ("model.onnx", "onnxruntime")
-    for capability in ("90", ""):
-        monkeypatch.setattr(models, "_compute_capability", lambda found=capability: found)
+    with pytest.raises(BundleError, match=r"model\.fp16\.onnx"):
+        choose(bundle, "auto", "fp16")  # the engine is of another precision
+    for other in ((9, 0), None):
+        here[0] = other
         assert choose(bundle, "auto", "fp32") == ("model.onnx", "onnxruntime")
 
 
-def test_the_gpu_is_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\necho "8.9"\necho "9.0"\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert models._compute_capability() == "89"
-    tool.write_text("#!/bin/sh\nexit 9\n")
-    assert models._compute_capability() == ""
-    tool.unlink()
-    assert models._compute_capability() == ""
+def test_an_engine_where_nobody_can_tell_of_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"compute_capability": "8.9", "options": {"hardware_compatible": None}}
+    bundle.write({"model.sm89.engine": b"engine"}, "engine", precision="fp32", **facts)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)  # which is not installed
+    assert choose(bundle, "auto", "fp32") == ("model.onnx", "onnxruntime")
 
 
 def test_names_and_labels_must_fit(bundle: Bundle, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from PIL import Image
 
@@ -35,6 +36,7 @@ def main() -> None:
             ask(tritonclient.http, server.rest.removeprefix("http://"), binary_data=True)
             ask(tritonclient.http, server.rest.removeprefix("http://"), binary_data=False)
             ask(tritonclient.grpc, server.grpc)
+            shows_the_page(server)
             says_what_is_missing()
             assert_no_torch(server)
             assert server.end() == 0
@@ -69,6 +71,13 @@ def ask(package: Any, address: str, **how: bool) -> None:
     truth = expected(pixels)
     np.testing.assert_allclose(logits, truth, rtol=1e-5, atol=1e-4)
     client.close()
+
+
+def shows_the_page(server: Server) -> None:
+    reply = httpx.get(server.rest, trust_env=False)
+    assert reply.status_code == 200
+    assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+    assert "<script" in reply.text
 
 
 def says_what_is_missing() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError
-from robust_export.verification import artifacts, listing, verify
+from robust_export.runtimes import tensorrt
+from robust_export.verification import artifacts, verify
 from robust_export.verification.listing import listed
 from tests.runtimes.test_tensorrt import FACTS, Machine, machine  # noqa: F401 (a fixture)
 from tests.verification.test_artifacts import CHEAP
@@ -31,7 +32,7 @@ def names(found: list[Any]) -> list[str]:
 
 
 def test_engines_are_judged_where_their_gpu_is(engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "gpu", lambda: (8, 9))
+    monkeypatch.setattr(tensorrt, "gpu", lambda: (8, 9))
     found, elsewhere = listed(engines, [])
     assert names(found) == ["model.onnx", "model.sm89.engine", "model.sm80.engine"]
     assert elsewhere.keys() == {"model.sm86.engine"}
@@ -41,22 +42,22 @@ def test_engines_are_judged_where_their_gpu_is(engines: Bundle, monkeypatch: pyt
 
 
 def test_without_a_gpu_none_is(engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "gpu", lambda: None)
+    monkeypatch.setattr(tensorrt, "gpu", lambda: None)
     found, elsewhere = listed(engines, [])
     assert names(found) == ["model.onnx"]
     assert len(elsewhere) == 3
-    with pytest.raises(BundleError, match=r"(?s)model\.sm86\.engine: for GPUs .*robust-export tensorrt"):
+    with pytest.raises(BundleError, match=r"(?s)model\.sm86\.engine: it is for .*robust-export tensorrt"):
         listed(engines, [], "tensorrt")
     assert names(listed(engines, ["model.sm86.engine"])[0]) == ["model.sm86.engine"]  # whoever asks for it
 
 
 def test_the_report_says_what_others_must_judge(engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "gpu", lambda: None)
+    monkeypatch.setattr(tensorrt, "gpu", lambda: None)
     said: list[str] = []
     report = verify(engines, settings=CHEAP, device="cpu", say=said.append)
     assert report.verdict == "pass"
     assert report.to_dict()["elsewhere"].keys() == {f"model.sm{n}.engine" for n in (80, 86, 89)}
-    assert any("not judged: model.sm89.engine: for GPUs" in line for line in said)
+    assert any("not judged: model.sm89.engine: it is for GPUs" in line for line in said)
     assert "model.sm89.engine" in (engines.path / "report.html").read_text()
 
 

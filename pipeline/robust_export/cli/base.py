@@ -96,7 +96,7 @@ def typed() -> str:
 
 
 def alone(command: str) -> None:
-    """Raise InvalidValue where a launcher started several of a command that does not share its work."""
+    """Raise InvalidValue where a launcher started several processes of a command that shares no work."""
     from robust_export.units import launched
 
     if launched()[1] > 1:

@@ -69,7 +69,7 @@ def tensorrt(
     from robust_export.flavors import find
 
     console = Console(as_json)
-    asked = [_capability(word) for given in capabilities for word in given.split(",")]
+    asked = [capability_of(word) for given in capabilities for word in given.split(",")]
     if fuse_add and plugin == "none":
         raise InvalidValue(
             "--fuse-add was given with --plugin none, which has no plugin to add: leave one out"
@@ -131,7 +131,7 @@ def _phases(console: Console) -> Callable[[str], None] | None:
     return lambda phase: click.echo(f"{CLEAR}{phase}", err=True, nl=False)
 
 
-def _capability(word: str) -> tuple[int, int]:
+def capability_of(word: str) -> tuple[int, int]:
     """Return the two numbers of "8.9", "89" or "sm_89"."""
     found = CAPABILITY.fullmatch(word.strip())
     if not found:

@@ -16,7 +16,7 @@ from onnx import helper
 from robust_export import native
 from robust_export.errors import ArtifactError
 from robust_export.flavors import gpu
-from robust_export.sparta import DOMAIN, OPERATOR
+from robust_export.runtimes.blocked import DOMAIN, OPERATOR
 
 TENSORRT_DOMAIN = "trt.plugins"  # where ONNX Runtime's TensorRT provider looks for plugins
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"

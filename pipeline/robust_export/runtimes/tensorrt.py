@@ -65,7 +65,8 @@ class TensorRTClassifier:
             self.labels = bundle.labels
         self.precision, self.sparta_nodes = str(facts["precision"]), int(facts["sparta_nodes"])
         self.runtime = "tensorrt" if facts["flavor"] == "tensorrt" else "tensorrt-rtx"
-        _check_gpu(self.path, facts)
+        if why := why_elsewhere(facts):
+            raise NoGPU(f"{self.path} cannot run here: {why}. Build one with `robust-export tensorrt`")
         flavor = find(facts["flavor"])
         options = facts["options"]
         if facts["tensorrt"] != flavor.version and not options["version_compatible"]:
@@ -210,17 +211,22 @@ def described(path: Path) -> tuple[Bundle, dict[str, Any]]:
     return bundle, facts
 
 
-def _check_gpu(path: Path, facts: Mapping[str, Any]) -> None:
-    """Raise NoGPU if the engine is not for the GPU that is there."""
+def why_elsewhere(facts: Mapping[str, Any]) -> str:
+    """Return why an engine cannot run on this machine's GPU, nothing if it can.
+
+    Args:
+        facts: what the manifest says of it.
+
+    Raises:
+        ArtifactError: if nobody can tell, see `flavors.gpu`.
+    """
     built, here = facts["compute_capability"], gpu()
     if here is None:
-        raise NoGPU(f"{path} needs a GPU of compute capability {built}, and CUDA sees none here")
+        return f"it is for GPUs of compute capability {built}, and CUDA sees none here"
     there = f"{here[0]}.{here[1]}"
-    if there != built and not facts["options"]["hardware_compatible"]:
-        raise NoGPU(
-            f"{path} is for GPUs of compute capability {built}, and this machine's has {there}: build one "
-            "with `robust-export tensorrt`"
-        )
+    if there == built or facts["options"]["hardware_compatible"]:
+        return ""
+    return f"it is for GPUs of compute capability {built}, and this machine's has {there}"
 
 
 def _load_library(flavor: Any, path: Path) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +12,10 @@ import numpy as np
 from robust_export.bundle import Bundle
 from robust_export.classifier import Artifact
 from robust_export.errors import ArtifactError, BundleError, InvalidValue
-from robust_export.runtimes import RUNTIMES, open_file
+from robust_export.runtimes import open_file
+from robust_export.runtimes.tensorrt import why_elsewhere
 from robust_export.serving.settings import Settings
+from robust_export.web.examples import read
 
 ENGINE = "tensorrt"  # the runtime that runs a bundle's engines, model.sm89.engine and so on
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", ENGINE: "tensorrt_plan"}  # Triton's words for them
@@ -31,6 +31,7 @@ class Model:
     labels: list[str]  # K
     file: str
     runtime: str
+    examples: bytes | None = None  # the bundle's examples.json, for the page at /
 
     @property
     def classes(self) -> int:
@@ -79,7 +80,8 @@ def load_model(bundle: Bundle, settings: Settings) -> Model:
     if height != width:
         raise ArtifactError(f"{bundle.path / file} takes images of {height} x {width}; expected square ones")
     classifier(np.zeros((1, channels, height, width), np.float32))
-    return Model(bundle.name, classifier, (channels, height, width), labels, file, runtime)
+    plane = (channels, height, width)
+    return Model(bundle.name, classifier, plane, labels, file, runtime, read(bundle, plane))
 
 
 def choose(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
@@ -91,7 +93,7 @@ def choose(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
         BundleError: if the bundle has no such file.
     """
     if runtime in ("auto", ENGINE):
-        engine = _engine(bundle, precision) if ENGINE in RUNTIMES else None
+        engine = _engine(bundle, precision)
         if engine is not None:
             return engine, ENGINE
         if runtime == ENGINE:
@@ -107,29 +109,16 @@ def choose(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
 
 
 def _engine(bundle: Bundle, precision: str) -> str | None:
-    """Return the bundle's engine of the precision for the first GPU here, None where there is none."""
-    capability = _compute_capability()
-    if not capability:
-        return None
-    for name, entry in bundle.manifest["files"].items():
-        fits = f".sm{capability}." in name and entry.get("precision", "fp32") == precision
-        if name.endswith(".engine") and fits:
-            return str(name)
+    """Return the bundle's engine of the precision for the GPU that is here, None where there is none."""
+    for name in bundle.files("engine"):
+        facts = bundle.manifest["files"][name]
+        try:
+            fits = facts["precision"] == precision and not why_elsewhere(facts)
+        except ArtifactError:  # nobody can tell whether there is a GPU
+            fits = False
+        if fits:
+            return name
     return None
-
-
-def _compute_capability() -> str:
-    """Return "89" for a GPU of compute capability 8.9, nothing where there is no GPU."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    command = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    lines = ran.stdout.split() if ran.returncode == 0 else []
-    return lines[0].replace(".", "") if lines else ""
 
 
 def _options(runtime: str, settings: Settings) -> dict[str, Any]:

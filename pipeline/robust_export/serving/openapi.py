@@ -27,6 +27,7 @@ def openapi(models: Sequence[Served]) -> dict[str, Any]:
         "/v2/health/ready": {"get": _operation("Whether it takes requests", _object(ready=TRUE))},
         "/metrics": {"get": _operation("Prometheus metrics", TEXT, "text/plain")},
         "/openapi.json": {"get": _operation("This description", _object("openapi", "paths"))},
+        "/": {"get": _operation("The page for people", TEXT, "text/html")},
     }
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         named = _parameters(path, [served.model.name for served in models])
@@ -36,6 +37,9 @@ def openapi(models: Sequence[Served]) -> dict[str, Any]:
             **named,
             "get": _operation("Whether it takes requests", _object(ready=TRUE)),
         }
+    if attacked := [served.model.name for served in models if served.model.examples is not None]:
+        shown = _operation("The attacks that the page shows", _object("radii", "images"))
+        paths["/examples/{model}"] = {**_parameters("/examples/{model}", attacked), "get": shown}
     for served in models:
         path = f"/v2/models/{quote(served.model.name, safe='')}"
         paths[f"{path}/infer"] = paths[f"{path}/versions/1/infer"] = {"post": _infer(served)}

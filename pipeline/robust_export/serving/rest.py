@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,9 +20,11 @@ from robust_export.serving.logs import request_id
 from robust_export.serving.openapi import openapi
 from robust_export.serving.refusal import Refused
 from robust_export.serving.service import VERSION, Served, Service, log
+from robust_export.web.page import server_page
 
-OPEN = ("/v2/health/live", "/v2/health/ready")  # which no key is needed for
+OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # which no key is needed for; the page asks for it
 ID = "X-Request-Id"
+GUARDS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 
 def application(service: Service) -> Starlette:
@@ -77,6 +79,16 @@ def _routes(service: Service) -> list[Route]:
     async def models(_: Request) -> Response:
         return JSONResponse({"models": list(service.models)})
 
+    async def page(_: Request) -> Response:
+        shown = server_page()
+        return HTMLResponse(shown.html, headers={**GUARDS, "Content-Security-Policy": shown.policy})
+
+    async def examples(request: Request) -> Response:
+        model = found(request).model
+        if model.examples is None:
+            raise Refused(404, f"{model.name} has no attacks to show; `robust-export page` makes them")
+        return Response(model.examples, headers=GUARDS, media_type="application/json")
+
     async def metrics(_: Request) -> Response:
         content, kind = service.metrics.exposition()
         return Response(content, headers={"Content-Type": kind})
@@ -84,7 +96,7 @@ def _routes(service: Service) -> list[Route]:
     async def description(_: Request) -> Response:
         return JSONResponse(openapi(list(service.models.values())))
 
-    routes = []
+    routes = [Route("/examples/{model}", examples, methods=["GET"])]
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         routes += [
             Route(f"{path}/infer", infer, methods=["POST"]),
@@ -93,7 +105,7 @@ def _routes(service: Service) -> list[Route]:
         ]
     plain: dict[str, Callable[[Request], Any]] = {
         "/v2": server, "/v2/health/live": live, "/v2/health/ready": ready, "/v2/models": models,
-        "/metrics": metrics, "/openapi.json": description,
+        "/metrics": metrics, "/openapi.json": description, "/": page,
     }  # fmt: skip
     return routes + [Route(path, endpoint, methods=["GET"]) for path, endpoint in plain.items()]
 

@@ -168,8 +168,11 @@ class Served:
                 {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, model.classes]},
                 {"name": TEXTS, "datatype": "BYTES", "shape": [-1]},
             ],
-            "parameters": {LABELS: json.dumps(model.labels), "robust_export.instead": json.dumps(image)},
-        }
+            "parameters": {
+                LABELS: json.dumps(model.labels), "robust_export.instead": json.dumps(image),
+                "robust_export.examples": json.dumps(model.examples is not None),
+            },
+        }  # fmt: skip
 
     async def close(self) -> None:
         """End the threads."""

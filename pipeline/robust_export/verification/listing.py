@@ -7,8 +7,8 @@ from pathlib import Path
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError
-from robust_export.flavors import gpu
 from robust_export.runtimes import is_url
+from robust_export.runtimes.tensorrt import why_elsewhere
 
 AUTO = "auto"  # the runtime that fits a file
 ENGINE = ".engine"
@@ -53,15 +53,8 @@ def _given(bundle: Bundle, item: str | Path) -> str | Path:
 
 
 def _why_elsewhere(bundle: Bundle, name: str) -> str:
-    """Return why an engine of the bundle cannot run here, nothing if it can."""
-    facts = bundle.manifest["files"][name]
+    """Return why an engine of the bundle is not judged here, nothing if it can be."""
     try:
-        here = gpu()
+        return why_elsewhere(bundle.manifest["files"][name])
     except ArtifactError as error:
         return str(error)
-    if here is None:
-        return f"for GPUs of compute capability {facts['compute_capability']}, and CUDA sees none here"
-    there = f"{here[0]}.{here[1]}"
-    if facts["options"]["hardware_compatible"] or facts["compute_capability"] == there:
-        return ""
-    return f"for GPUs of compute capability {facts['compute_capability']}, and this machine's has {there}"

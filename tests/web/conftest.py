@@ -1,0 +1,42 @@
+"""What the tests of the page share: a bundle with attacks to show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+
+from robust_export.bundle import Bundle
+from robust_export.runtimes.remote import KEY
+from robust_export.web.attack import Wanted, make_examples
+from tests.serving.bundles import linear_bundle
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+
+
+@pytest.fixture(scope="session")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a linear network, without attacks to show."""
+    return linear_bundle(tmp_path_factory.mktemp("exported") / "net")
+
+
+@pytest.fixture(scope="session")
+def shown(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an examples.json; read it only."""
+    folder = tmp_path_factory.mktemp("shown") / "tiny"
+    copytree(trained, folder)
+    make_examples(Bundle.open(folder), Wanted(images=6), device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def found(shown: Path) -> dict[str, Any]:
+    """What that file holds."""
+    content: dict[str, Any] = json.loads((shown / "examples.json").read_text())
+    return content
