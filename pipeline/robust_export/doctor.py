@@ -22,6 +22,7 @@ REQUIRED = ("click", "numpy", "onnx", "pillow", "pydantic", "safetensors")
 EXTRAS = {
     "train": ("torch", "torchvision", "timm", "onnxscript", "scikit-learn", "pyautoattack"),
     "serve": ("starlette", "uvicorn", "grpcio", "prometheus-client"),
+    "track": ("accelerate", "tensorboard"),
 }
 """The packages that some commands need, by the extra that brings them."""
 
