@@ -186,7 +186,6 @@ def test_what_is_wrong_in_bytes(app: App, body: tuple[bytes, dict[str, str]], wo
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
         ("GET", "/v2/", 404),
         ("GET", "/v2/models/other", 404),
         ("GET", "/v2/models/../../../etc/passwd", 404),
