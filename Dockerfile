@@ -136,7 +136,7 @@ RUN ROBUST_EXPORT_CUDA_ARCHS="${CUDA_ARCHITECTURES}" robust-export plugins build
     && robust-export plugins info \
     && test -n "$(find /app/cache -name libsparta_trt.so)"
 USER 65532:65532
-WORKDIR /work
+WORKDIR /data
 ENV HOME=/tmp
 HEALTHCHECK NONE
 ENTRYPOINT ["robust-export"]

@@ -12,8 +12,8 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "pipeline" / "robust_export"
 
 FLOORS = [
-    {"errors"},
-    {"classifier", "config", "device", "files", "gate", "images", "stop", "timing"},
+    {"errors", "op"},
+    {"classifier", "config", "device", "files", "gate", "images", "onnx_file", "stop", "timing"},
     {"draws", "headers", "pointwise", "recipe", "sparta", "units"},
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "processes", "stem", "weights"},
     {"flavors", "models", "nvrtc", "optim", "provenance", "workspace"},

@@ -29,10 +29,7 @@ from robust_export.config import SpartaForm
 from robust_export.errors import InvalidValue, SpartaMismatch
 from robust_export.files import write_atomically
 from robust_export.gate import gated
-
-DOMAIN = "ai.sparta"  # of the ONNX operator
-OPERATOR = "Sparta"
-VERSION = 1
+from robust_export.op import DOMAIN, OPERATOR, VERSION
 
 FILE_FORMAT = "robust-export/sparta-function"
 

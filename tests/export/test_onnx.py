@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from robust_export.bundle import Bundle
 from robust_export.errors import InvalidValue, RobustExportError, UnsupportedModel
 from robust_export.export.bundle import export_bundle
-from robust_export.export.function_body import sparta_function, sparta_nodes
+from robust_export.export.function_body import sparta_function
 from robust_export.export.onnx import OPSETS, export_onnx
 from robust_export.models import PixelClassifier, create_model, load
-from robust_export.sparta import DOMAIN, OPERATOR, Sparta, sparta, sparta_modules
+from robust_export.onnx_file import sparta_nodes
+from robust_export.op import DOMAIN, OPERATOR
+from robust_export.sparta import Sparta, sparta, sparta_modules
 
 
 def learnt(name: str = "resnet10t_sparta") -> PixelClassifier:

@@ -20,13 +20,14 @@ from robust_export.errors import InvalidValue, UnknownName, UnsupportedModel
 from robust_export.export import precision
 from robust_export.export.bundle import export_bundle
 from robust_export.export.calibration import Calibration
-from robust_export.export.function_body import sparta_nodes
 from robust_export.export.half import HALVES
 from robust_export.export.onnx import check_file, to_onnx
 from robust_export.export.precision import lower
 from robust_export.export.schemas import formats
 from robust_export.models import create_model
-from robust_export.sparta import DOMAIN, OPERATOR, Sparta, sparta_modules
+from robust_export.onnx_file import sparta_nodes
+from robust_export.op import DOMAIN, OPERATOR
+from robust_export.sparta import Sparta, sparta_modules
 from tests.export.test_onnx import evaluate, learnt
 
 OPSET = 22  # which has both formats

@@ -18,12 +18,13 @@ from robust_export.data import load_dataset
 from robust_export.errors import DataError, InvalidValue, UnknownName, UnsupportedModel
 from robust_export.export.bundle import export_bundle
 from robust_export.export.calibration import KINDS, Calibration, calibration_images
-from robust_export.export.function_body import sparta_nodes
 from robust_export.export.onnx import check_file, to_onnx
 from robust_export.export.quantise import quantise
 from robust_export.models import load
+from robust_export.onnx_file import sparta_nodes
+from robust_export.op import DOMAIN, OPERATOR
 from robust_export.runtimes import open_file
-from robust_export.sparta import DOMAIN, OPERATOR, Sparta
+from robust_export.sparta import Sparta
 from tests.export.test_onnx import evaluate
 
 

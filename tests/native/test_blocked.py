@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from robust_export.export.onnx import export_onnx
 from robust_export.models import create_model
-from robust_export.runtimes import blocked
-from robust_export.runtimes.blocked import BLOCKED, NCHWC, OPERATOR, blocked_graph
+from robust_export.op import DOMAIN, OPERATOR
+from robust_export.runtimes.blocked import BLOCKED, NCHWC, blocked_graph
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.sparta import Sparta, sparta_modules
 
@@ -243,7 +243,7 @@ def test_a_tracer_that_is_not_as_it_was_left(library: Path, tmp_path: Path, chan
 
 def test_gates_that_are_no_initialisers_are_left_alone(library: Path) -> None:
     info, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
-    node = onnx.helper.make_node(OPERATOR, ["x", "w", "b"], ["y"], domain=blocked.DOMAIN, channels=16)
+    node = onnx.helper.make_node(OPERATOR, ["x", "w", "b"], ["y"], domain=DOMAIN, channels=16)
     inputs = [info("x", kind, [1, 16, 4, 4]), info("w", kind, [16, 1, 3, 3]), info("b", kind, [16])]
     graph = onnx.helper.make_graph([node], "g", inputs, [info("y", kind, None)])
     assert blocked_graph(onnx.helper.make_model(graph), optimise(library)) is None

@@ -15,9 +15,9 @@ import pytest
 from robust_export import native
 from robust_export.errors import ArtifactError
 from robust_export.flavors import gpu
+from robust_export.onnx_file import sparta_nodes
 from robust_export.runtimes import onnxruntime as runtime
 from robust_export.runtimes import open_file, providers
-from robust_export.runtimes.graph import sparta_nodes
 from robust_export.runtimes.providers import PROVIDERS, prepare
 
 

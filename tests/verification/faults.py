@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from robust_export.classifier import Logits, Pixels
-from robust_export.export.function_body import sparta_nodes
+from robust_export.onnx_file import sparta_nodes
 
 Edit = Callable[[onnx.ModelProto], None]
 Answer = Callable[[Pixels], Logits]

@@ -11,9 +11,9 @@ import torch
 from onnx import numpy_helper
 
 from robust_export.bundle import Bundle
-from robust_export.export.function_body import sparta_nodes
 from robust_export.export.onnx import export_onnx
 from robust_export.models import create_model, load
+from robust_export.onnx_file import sparta_nodes
 from robust_export.runtimes import open_file
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier

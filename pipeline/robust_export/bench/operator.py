@@ -14,7 +14,8 @@ from robust_export.bench.report import Run
 from robust_export.errors import BuildError
 from robust_export.export.function_body import add_sparta_function
 from robust_export.native import ort_library, why_no_library
-from robust_export.runtimes.blocked import BLOCKED, DOMAIN, OPERATOR
+from robust_export.op import DOMAIN, OPERATOR
+from robust_export.runtimes.blocked import BLOCKED
 from robust_export.timing import Call, copy_bandwidth, measure
 
 Shape = tuple[int, int, int, int]

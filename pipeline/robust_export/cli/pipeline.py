@@ -132,7 +132,7 @@ def onnx(
     from robust_export.errors import ArtifactError
     from robust_export.export.bundle import export_bundle
     from robust_export.export.calibration import Calibration
-    from robust_export.runtimes.graph import read_model, sparta_nodes
+    from robust_export.onnx_file import read_model, sparta_nodes
     from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
     console = Console(as_json)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import onnx
 import onnx.parser
 
-from robust_export.sparta import DOMAIN, OPERATOR, VERSION
+from robust_export.onnx_file import sparta_nodes
+from robust_export.op import DOMAIN, OPERATOR, VERSION
 
 # SAME_UPPER with stride 1 and k odd is a zero padding of k // 2 on every side.
 BODY = """
@@ -52,8 +53,3 @@ def add_sparta_function(model: onnx.ModelProto) -> int:
         if DOMAIN not in opsets:
             model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
     return len(nodes)
-
-
-def sparta_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the model's Sparta nodes, in graph order."""
-    return [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == OPERATOR]

@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 import onnx
 from onnx import defs
 
-from robust_export.sparta import DOMAIN, OPERATOR
+from robust_export.op import DOMAIN, OPERATOR
 
 Formats = tuple[list[bool], list[bool]]  # of each input and output: whether it takes the other format
 

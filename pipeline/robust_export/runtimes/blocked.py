@@ -31,9 +31,11 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from robust_export.op import DOMAIN, OPERATOR
+
 Array = npt.NDArray[np.float32]
 
-DOMAIN, OPERATOR, BLOCKED = "ai.sparta", "Sparta", "SpartaBlocked"
+BLOCKED = "SpartaBlocked"
 NCHWC = "com.microsoft.nchwc"  # the domain of ONNX Runtime's blocked operators
 BLOCKS = (8, 16)
 SILENT = 4  # fatal errors alone: what fails here is tried again in the plain way

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from robust_export.errors import ArtifactError
-from robust_export.runtimes.blocked import DOMAIN, OPERATOR
+from robust_export.onnx_file import sparta_nodes
+from robust_export.op import OPERATOR
 
 Planes = npt.NDArray[np.float32]  # [N, C, H, W]
 
@@ -21,30 +19,6 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 RAN = {"fp16": "float16", "bf16": "bfloat16"}  # as ONNX Runtime's profile writes formats
 INTEGER = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger")  # how the names of integer operators begin
-
-
-def read_model(path: Path) -> onnx.ModelProto:
-    """Return the file's model.
-
-    Raises:
-        ArtifactError: if it is no ONNX file, or one without a node.
-    """
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as an ONNX file: {error}. Make it with `robust-export onnx`."
-        ) from error
-    if not model.graph.node:
-        raise ArtifactError(
-            f"{path} is not an ONNX file, or an empty one. Make it with `robust-export onnx`."
-        )
-    return model
-
-
-def sparta_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return a model's Sparta nodes, in graph order."""
-    return [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
 
 
 def with_activations(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

@@ -15,15 +15,10 @@ import onnxruntime as ort
 from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, BuildError, reason
 from robust_export.native import HOW, KERNEL_SIZES, ort_has_cuda, ort_library, why_no_library
-from robust_export.runtimes.blocked import BLOCKED, DOMAIN, OPERATOR, blocked_session
-from robust_export.runtimes.graph import (
-    Planes,
-    precision_of,
-    ran_in,
-    read_model,
-    sparta_nodes,
-    with_activations,
-)
+from robust_export.onnx_file import read_model, sparta_nodes
+from robust_export.op import DOMAIN, OPERATOR
+from robust_export.runtimes.blocked import BLOCKED, blocked_session
+from robust_export.runtimes.graph import Planes, precision_of, ran_in, with_activations
 from robust_export.runtimes.providers import PROVIDERS, Provider, prepare, start
 
 CPU = "CPUExecutionProvider"

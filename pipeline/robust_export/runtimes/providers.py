@@ -16,7 +16,8 @@ from onnx import helper
 from robust_export import native
 from robust_export.errors import ArtifactError
 from robust_export.flavors import gpu
-from robust_export.runtimes.blocked import DOMAIN, OPERATOR
+from robust_export.onnx_file import drop_function
+from robust_export.op import DOMAIN
 
 TENSORRT_DOMAIN = "trt.plugins"  # where ONNX Runtime's TensorRT provider looks for plugins
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -67,9 +68,7 @@ def prepare(model: onnx.ModelProto, provider: Provider) -> onnx.ModelProto:
     _library()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    kept = [f for f in copy.functions if (f.domain, f.name) != (DOMAIN, OPERATOR)]
-    del copy.functions[:]
-    copy.functions.extend(kept)
+    drop_function(copy)
     for node in copy.graph.node:
         if node.domain == DOMAIN:
             node.domain = TENSORRT_DOMAIN

@@ -16,7 +16,8 @@ from onnx.reference import ReferenceEvaluator
 
 from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, reason
-from robust_export.runtimes.graph import Planes, precision_of, read_model, sparta_nodes, with_activations
+from robust_export.onnx_file import read_model, sparta_nodes
+from robust_export.runtimes.graph import Planes, precision_of, with_activations
 from robust_export.runtimes.reference_ops import OPERATORS
 
 

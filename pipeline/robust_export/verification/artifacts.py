@@ -14,8 +14,9 @@ from robust_export.config import Verify
 from robust_export.errors import ArtifactError, reason
 from robust_export.files import sha256
 from robust_export.native import ort_library
+from robust_export.onnx_file import read_model
 from robust_export.runtimes import is_url, open_file, open_url
-from robust_export.runtimes.graph import HALVES, precision_of, read_model
+from robust_export.runtimes.graph import HALVES, precision_of
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.providers import PROVIDERS
 from robust_export.runtimes.tensorrt import NoGPU

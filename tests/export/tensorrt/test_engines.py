@@ -40,7 +40,7 @@ def test_engines_for_every_compute_capability(
     parsed = parse(read(precisions / FILES[precision], kind), precision, rtx)
     nodes = len(parsed.graph.sparta)
     assert parsed.plugin_layers == (nodes if kind == "library" else 0)
-    assert parsed.library == (plugin if kind == "library" else None)
+    assert parsed.plugin_file == (plugin if kind == "library" else None)
     refused: dict[tuple[int, int], str] = {}
     engines = {}
     for engine in build(parsed, refused=lambda c, e: refused.update({c: str(e)})):

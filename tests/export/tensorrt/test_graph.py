@@ -12,9 +12,10 @@ import pytest
 from onnx import helper
 
 from robust_export.errors import ArtifactError, UnknownName
-from robust_export.export.function_body import sparta_function, sparta_nodes
+from robust_export.export.function_body import sparta_function
 from robust_export.export.tensorrt import read
 from robust_export.export.tensorrt.graph import fold_integer_biases, fuse_additions
+from robust_export.onnx_file import sparta_nodes
 
 
 def logits(model: onnx.ModelProto) -> npt.NDArray[np.float32]:

@@ -46,14 +46,14 @@ class Parsed:
     """A network that was proved to be what was asked for, ready to be built.
 
     Attributes:
-        library: the plugin's, None where none is needed.
+        plugin_file: the plugin's library, None where none is needed.
     """
 
     network: Network
     precision: str
     layers: list[Layer]
     plugin_layers: int
-    library: Path | None = None
+    plugin_file: Path | None = None
     flavor: Flavor = field(init=False)
     graph: Graph = field(init=False)
 
@@ -63,9 +63,10 @@ class Parsed:
 
     def facts(self) -> dict[str, Any]:
         """Return what a manifest says of all its engines."""
+        digest = sha256(self.plugin_file) if self.plugin_file else None
         return {
             "precision": self.precision, "flavor": self.flavor.name, "tensorrt": self.flavor.version,
-            "plugin": self.graph.plugin, "plugin_library": sha256(self.library) if self.library else None,
+            "plugin": self.graph.plugin, "plugin_library": digest,
             "sparta_nodes": len(self.graph.sparta), "plugin_layers": self.plugin_layers,
         }  # fmt: skip
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from robust_export.errors import ArtifactError, unknown
-from robust_export.export.function_body import sparta_nodes
-from robust_export.sparta import DOMAIN, OPERATOR
+from robust_export.onnx_file import drop_function, has_function, read_model, sparta_nodes
+from robust_export.op import DOMAIN, OPERATOR
 
 PLUGINS = ("library", "aot", "none")
 VERSION = "1"  # of the plugins, as the parser looks for them, and their namespaces
@@ -59,12 +58,12 @@ def read(path: Path, plugin: str = "library", *, fuse_add: bool = False) -> Grap
     """
     if plugin not in PLUGINS:
         raise unknown("plugin", plugin, PLUGINS)
-    model = _load(path)
+    model = read_model(path)
     nodes = sparta_nodes(model)
     products = sum(node.op_type in PRODUCTS for node in model.graph.node)
     fold_integer_biases(model)
     if plugin == "none":
-        if nodes and not any((f.domain, f.name) == (DOMAIN, OPERATOR) for f in model.functions):
+        if nodes and not has_function(model):
             raise ArtifactError(
                 f"{path} has {len(nodes)} Sparta nodes and no function body of theirs; expected one that "
                 "`robust-export onnx` wrote, or --plugin library"
@@ -77,23 +76,9 @@ def read(path: Path, plugin: str = "library", *, fuse_add: bool = False) -> Grap
     return Graph(model, path, plugin, names, products)
 
 
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as an ONNX file: {error}. Make it with `robust-export onnx`."
-        ) from error
-    if not model.graph.node:
-        raise ArtifactError(f"{path} is no ONNX file, or an empty one. Make it with `robust-export onnx`.")
-    return model
-
-
 def _name_plugins(model: onnx.ModelProto, plugin: str) -> tuple[str, ...]:
     """Say on each Sparta node which plugin it is, leave out the function, and return the nodes' names."""
-    kept = [f for f in model.functions if (f.domain, f.name) != (DOMAIN, OPERATOR)]
-    del model.functions[:]
-    model.functions.extend(kept)
+    drop_function(model)
     names = []
     for node in model.graph.node:
         if node.domain == DOMAIN:

@@ -18,7 +18,7 @@ from robust_export.errors import ArtifactError, BuildError
 from robust_export.export.tensorrt.graph import NAMESPACES
 from robust_export.flavors import Flavor, gpu
 from robust_export.nvrtc import TYPES, WIDEST, Kernel, compile_kernels, driver_version, nvrtc_version
-from robust_export.sparta import OPERATOR
+from robust_export.op import OPERATOR
 
 BLOCK, STRIP = 128, 2  # block_threads and strip of plugins/core/cuda_geometry.h
 INPUTS = {
