@@ -4,6 +4,7 @@
 from robust_export.cli import (  # noqa: F401
     comparison,
     deployment,
+    judging,
     machine,
     pipeline,
     serving,

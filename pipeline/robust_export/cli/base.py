@@ -1,10 +1,11 @@
-"""What every command shares: the group, its errors, its common options."""
+"""What every command shares: the group, its errors, its interruptions."""
 
 from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,8 @@ import click
 from robust_export import __version__
 from robust_export.errors import InvalidValue, RobustExportError
 from robust_export.stop import Stop
+
+GATE_FAILED = 3  # the exit code of a gate that did not hold
 
 
 class Failure(click.ClickException):
@@ -67,18 +70,6 @@ def cli() -> None:
     """
 
 
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --json to a command."""
-    text = "Print one JSON object on standard output, and nothing else there."
-    return click.option("--json", "as_json", is_flag=True, help=text)(command)
-
-
-def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --model, which names a bundle, to a command."""
-    text = "A bundle under exported/, or the path of one."
-    return click.option("--model", required=True, metavar="NAME|PATH", help=text)(command)
-
-
 def typed() -> str:
     """Return the running command with the options that were given to it, as one may type it again."""
     context = click.get_current_context()
@@ -125,3 +116,9 @@ def interruptible(message: str, stop: Stop | None = None) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def exit_by(verdict: str) -> None:
+    """End with the exit code of a gate that did not hold, unless the verdict is "pass"."""
+    if verdict != "pass":
+        sys.exit(GATE_FAILED)

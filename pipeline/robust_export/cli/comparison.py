@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import alone, cli, interruptible, json_option
+from robust_export.cli.base import alone, cli, interruptible
+from robust_export.cli.options import json_option, words
 from robust_export.console import Console
 from robust_export.errors import InvalidValue
 
@@ -69,7 +70,7 @@ def compare(
             changes["data"] = {"dir": data_dir}
         layer = merge(load_recipe(recipe) if recipe else {}, changes)
         asked = load_plan(plan, seeds, layer) if plan else simple_plan(
-            backbone or "r18", _words(activations or "relu,silu,sparta"), dataset or "digits",
+            backbone or "r18", words(activations or "relu,silu,sparta"), dataset or "digits",
             5 if seeds is None else seeds, layer, transfer_from, _numbers(rates or "1"),
         )  # fmt: skip
         found = run(asked, out, jobs=jobs, device=device, say=console.say)
@@ -77,12 +78,8 @@ def compare(
     console.say(f"wrote {out / 'results.md'}, results.json, results.csv and results.png beside it")
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
-
-
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(word) for word in _words(text)]
+        return [float(word) for word in words(text)]
     except ValueError:
         raise InvalidValue(f"--rates is {text!r}; expected numbers with commas between") from None

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import cli, json_option, model_option
+from robust_export.cli.base import cli
+from robust_export.cli.options import counts, json_option, model_option, precision_option
 from robust_export.cli.tensorrt import capability_of
 from robust_export.console import Console
 from robust_export.errors import InvalidValue
@@ -21,10 +22,7 @@ from robust_export.errors import InvalidValue
     "--runtime", type=click.Choice(["tensorrt", "onnx"]), default="tensorrt", show_default=True,
     help="Serve an engine, or the ONNX file.",
 )  # fmt: skip
-@click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True,
-    help="Which of the bundle's files.",
-)  # fmt: skip
+@precision_option("Which of the bundle's files.")
 @click.option("--engine", metavar="FILE", help="Which of the bundle's engines, by name.")
 @click.option("--compute-capability", metavar="M.N", help="Of the engine's GPU, such as 8.9.")
 @click.option(
@@ -91,7 +89,4 @@ def triton(
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     """Return the numbers of "8,32"; none of an empty text."""
-    try:
-        return tuple(int(word) for word in text.split(",")) if text.strip() else ()
-    except ValueError:
-        raise InvalidValue(f"--{option} is {text!r}; expected numbers with commas between") from None
+    return tuple(counts(f"--{option}", text)) if text.strip() else ()

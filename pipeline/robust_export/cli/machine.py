@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import Failure, cli, interruptible, json_option
+from robust_export.cli.base import Failure, cli, interruptible
+from robust_export.cli.options import json_option
 from robust_export.console import Console
 
 

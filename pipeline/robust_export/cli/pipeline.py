@@ -1,4 +1,4 @@
-"""The commands of the pipeline: demo, train, onnx, verify, bench."""
+"""The commands that make a model: demo, train, onnx."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import Failure, alone, cli, interruptible, json_option, model_option, typed
+from robust_export.cli.base import Failure, alone, cli, exit_by, interruptible
+from robust_export.cli.options import bundle_name, given, json_option, model_option, precision_option
 from robust_export.console import Console
-from robust_export.errors import InvalidValue, TrainingStopped
-from robust_export.runtimes import RUNTIMES
+from robust_export.errors import TrainingStopped
 from robust_export.stop import Stop
-
-GATE_FAILED = 3  # the exit code of a gate that did not hold
 
 
 @cli.command()
@@ -30,7 +28,7 @@ def demo(as_json: bool) -> None:
     console.show(result.to_dict(), *result.tables())
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
     console.say(f"bundle {result.bundle} ({stages})")
-    _exit_by(result.report.verdict)
+    exit_by(result.report.verdict)
 
 
 @cli.command()
@@ -106,15 +104,12 @@ def train(
     })  # fmt: skip
     if "stopped" in facts:
         console.say(f"stopped early: {facts['stopped']}")
-    console.say(f"wrote {bundle.path}; next: robust-export onnx --model {_name(bundle.path)}")
+    console.say(f"wrote {bundle.path}; next: robust-export onnx --model {bundle_name(bundle.path)}")
 
 
 @cli.command()
 @model_option
-@click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True,
-    help="Of weights and arithmetic.",
-)  # fmt: skip
+@precision_option("Of weights and arithmetic.")
 @click.option("--opset", type=int, help="ONNX opset.  [20; 22 for bf16]")
 @click.option(
     "--calibration", type=click.Choice(["clean", "adversarial", "both"]),
@@ -137,7 +132,7 @@ def onnx(
 
     console = Console(as_json)
     bundle = Bundle.open(model)
-    chosen = _given({"images": calibration, "samples": calibration_samples, "data_dir": data_dir})
+    chosen = given({"images": calibration, "samples": calibration_samples, "data_dir": data_dir})
     console.say(f"exporting {bundle.name} in {precision}")
     path = export_bundle(bundle, opset, precision, Calibration(**chosen) if chosen else None)
     nodes, fused, line = len(sparta_nodes(read_model(path))), 0, ""
@@ -153,163 +148,18 @@ def onnx(
     console.show(facts | {"sparta_nodes": nodes, "fused_nodes": fused})
     if nodes and line:
         console.say(line)
-    console.say(f"wrote {path}; next: robust-export verify --model {_name(bundle.path)}")
-
-
-@cli.command()
-@model_option
-@click.option(
-    "--artifact", multiple=True, metavar="FILE|URL",
-    help="Judge this file, or http://host:port/v2/models/NAME; may be repeated.  [all of the bundle's]",
-)  # fmt: skip
-@click.option(
-    "--runtime", type=click.Choice(("auto", *RUNTIMES)), default="auto", show_default=True,
-    help="What runs files.",
-)  # fmt: skip
-@click.option("--eps", metavar="E", help="Of the attacks.  [what the model was trained for]")
-@click.option("--norm", metavar="NORM", help="Linf or L2.  [what the model was trained for]")
-@click.option("--attacks", metavar="A,B", help="apgd-ce, apgd-dlr, apgd-t, fab-t, square.  [the recipe's]")
-@click.option("--iterations", type=int, help="Of each attack with gradients.  [the recipe's]")
-@click.option("--queries", type=int, help="Of Square, an image.  [the recipe's]")
-@click.option("--samples", type=int, help="Images of the test split.  [the recipe's; 0 takes all]")
-@click.option("--seed", type=int, help="Of the attacks.  [the recipe's]")
-@click.option("--max-drop", metavar="D", help="Largest drop of accuracy that passes.  [the recipe's, 0.02]")
-@click.option("--max-clean-drop", metavar="D", help="The same of clean accuracy alone.  [--max-drop]")
-@click.option(
-    "--max-gap", metavar="G", help="Largest difference of a logit, in logit scales.  [by precision]"
-)
-@click.option("--min-agreement", metavar="A", help="Smallest share of equal decisions.  [by precision]")
-@click.option(
-    "--max-flip-margin", metavar="M",
-    help="Largest margin at which a decision may flip, in median margins.  [by precision]",
-)  # fmt: skip
-@click.option("--data-dir", metavar="DIR", help="Where torchvision's data sets lie.  [the recipe's]")
-@click.option("--device", default="auto", show_default=True, help="Of the attacks on the source.")
-@json_option
-def verify(
-    model: str, artifact: tuple[str, ...], runtime: str, eps: str | None, norm: str | None,
-    attacks: str | None, data_dir: str | None, device: str, as_json: bool, **changes: Any,
-) -> None:  # fmt: skip
-    """Attack a bundle's network and its artifacts, and judge the artifacts; writes verify.json, report.html.
-
-    After an interruption the same command goes on where it stopped. `torchrun --nproc-per-node N -m
-    robust_export verify ...` shares the attacks among N processes.
-    """
-    from dataclasses import asdict
-
-    from robust_export.bundle import Bundle
-    from robust_export.config import Threat, Verify
-    from robust_export.recipe import build
-    from robust_export.units import launched
-
-    console = Console(as_json, quiet=launched()[0] != 0)
-    bundle = Bundle.open(model)
-    if attacks is not None:
-        changes["attacks"] = tuple(name.strip() for name in attacks.split(","))
-    settings = build(Verify, asdict(bundle.recipe().verify) | _given(changes), "verify options")
-    threat = build(Threat, asdict(bundle.threat) | _given({"eps": eps, "norm": norm}), "threat")
-    with interruptible("verification was interrupted; the same command goes on where it stopped"):
-        from robust_export.verification import verify as run
-        from robust_export.verification.tables import tables
-
-        report = run(
-            bundle, artifact, runtime=runtime, settings=settings, threat=threat, device=device,
-            data_dir=data_dir, command=typed(), say=console.say,
-        )  # fmt: skip
-    console.show(report.to_dict(), *tables(report))
-    for item in report.artifacts:
-        for line in item.reasons:
-            console.say(f"{item.verdict.upper()} {item.file} on {item.where}: {line}")
-        for line in item.notes:
-            console.say(f"note on {item.file} on {item.where}: {line}")
-    console.say(f"wrote {bundle.path / 'verify.json'} and {bundle.path / 'report.html'}")
-    if not console.quiet:  # a launcher stops all processes when one of them fails, the writing one too
-        _exit_by(report.verdict)
-
-
-@cli.command()
-@model_option
-@click.option(
-    "--batch", "batches", default="1,32", show_default=True, metavar="N,M", help="Images at a time."
-)
-@click.option("--threads", metavar="N,M", help="Of one inference.  [1]")
-@click.option(
-    "--against",
-    metavar="A,B",
-    help="relu, body, eager, compile, openvino, openvino-relu; plugin, aot, body, relu, compile of TensorRT. "
-    "[all of them]",
-)
-@click.option("--rounds", type=int, default=10, show_default=True, help="Turns that everything gets.")
-@click.option("--operator", is_flag=True, help="Measure Sparta alone on the model's planes as well.")
-@click.option(
-    "--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True,
-    help="tensorrt builds engines on the GPU and measures those.",
-)  # fmt: skip
-@click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of TensorRT's engines.  [fp32]"
-)
-@json_option
-def bench(
-    model: str, batches: str, threads: str | None, against: str | None, rounds: int, operator: bool,
-    runtime: str, precision: str | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Measure a bundle's network side by side with its ReLU twin and with other runtimes."""
-    from robust_export.bench import bench_bundle, bench_engines
-    from robust_export.bundle import Bundle
-
-    console = Console(as_json)
-    bundle, sizes = Bundle.open(model), _counts("--batch", batches)
-    given: dict[str, Any] = {"rounds": rounds, "say": console.say}
-    if against is not None:
-        given["against"] = tuple(name.strip() for name in against.split(","))
-    with interruptible("the benchmark was interrupted"):
-        if runtime == "tensorrt":
-            if operator or threads:
-                raise InvalidValue("--operator and --threads are of --runtime onnxruntime: leave them out")
-            result = bench_engines(bundle, batches=sizes, precision=precision or "fp32", **given)
-        else:
-            if precision:
-                raise InvalidValue("--precision is of --runtime tensorrt: leave it out")
-            counts = _counts("--threads", threads or "1")
-            result = bench_bundle(bundle, batches=sizes, threads=counts, operator=operator, **given)
-    console.show(result.to_dict(), *result.tables())
-    for name, why in result.missing.items():
-        console.say(f"not measured: {name}: {why}")
-
-
-def _counts(option: str, text: str) -> list[int]:
-    """Return the whole numbers of "1,32"."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InvalidValue(f"{option} is {text!r}; expected whole numbers with commas between") from None
+    console.say(f"wrote {path}; next: robust-export verify --model {bundle_name(bundle.path)}")
 
 
 def _recipe(file: Path | None, options: dict[str, dict[str, Any]]) -> Any:
     """Return the recipe: the data set's defaults, the file over them, the options over both."""
     from robust_export.recipe import default_recipe, load_recipe, merge, parse
 
-    given = load_recipe(file) if file else {}
-    asked = {section: _given(table) for section, table in options.items()}
-    data = given.get("data")
+    read = load_recipe(file) if file else {}
+    asked = {section: given(table) for section, table in options.items()}
+    data = read.get("data")
     named = data.get("name") if isinstance(data, dict) else None
     name = asked["data"].get("name") or named or "digits"
-    layers = merge(default_recipe(str(name)), given, {**asked, "data": {"name": name, **asked["data"]}})
+    layers = merge(default_recipe(str(name)), read, {**asked, "data": {"name": name, **asked["data"]}})
     layers.setdefault("model", {}).setdefault("name", "r18_sparta")
     return parse(layers, str(file) if file else "options")
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}
-
-
-def _name(path: Path) -> str:
-    """Return how --model names the bundle in `path`."""
-    from robust_export.bundle import HOME
-
-    return path.name if path.parent == HOME else str(path)
-
-
-def _exit_by(verdict: str) -> None:
-    if verdict != "pass":
-        sys.exit(GATE_FAILED)

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from robust_export.cli.base import cli, json_option
+from robust_export.cli.base import cli
+from robust_export.cli.options import json_option, precision_option
 from robust_export.console import Console
 from robust_export.runtimes import RUNTIMES
 
@@ -28,10 +29,7 @@ KEY = "ROBUST_EXPORT_API_KEY"  # what clients must send; verify sends it
     "--runtime", type=click.Choice(("auto", *RUNTIMES)), default="auto", show_default=True,
     help="What runs the models.",
 )  # fmt: skip
-@click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True,
-    help="Which of a bundle's files to serve.",
-)  # fmt: skip
+@precision_option("Which of a bundle's files to serve.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that serve.")
 @click.option("--threads", type=int, default=0, help="Of one inference.  [the cores, shared by the workers]")
 @click.option("--max-batch", type=int, default=32, show_default=True, help="Images that run as one.")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robust_export.cli.base import cli, interruptible, json_option, model_option
+from robust_export.cli.base import cli, interruptible
+from robust_export.cli.options import counts, json_option, model_option, precision_option, words
 from robust_export.console import CLEAR, Console
 from robust_export.errors import ArtifactError, InvalidValue
 
@@ -22,10 +23,7 @@ CAPABILITY = re.compile(r"(?:sm_?)?(\d+)\.?(\d)", re.IGNORECASE)
 
 @cli.command()
 @model_option
-@click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True,
-    help="Which of the bundle's ONNX files.",
-)  # fmt: skip
+@precision_option("Which of the bundle's ONNX files.")
 @click.option(
     "--compute-capability", "capabilities", multiple=True, metavar="M.N",
     help="Of the GPU, such as 8.9; may be repeated.  [this machine's; all of RTX's without a GPU]",
@@ -69,7 +67,7 @@ def tensorrt(
     from robust_export.flavors import find
 
     console = Console(as_json)
-    asked = [capability_of(word) for given in capabilities for word in given.split(",")]
+    asked = [capability_of(word) for text in capabilities for word in words(text)]
     if fuse_add and plugin == "none":
         raise InvalidValue(
             "--fuse-add was given with --plugin none, which has no plugin to add: leave one out"
@@ -141,11 +139,9 @@ def capability_of(word: str) -> tuple[int, int]:
 
 def _batch(text: str) -> list[int]:
     """Return the three numbers of "1,32,256"; one number is all three."""
-    parts = text.split(",")
-    try:
-        numbers = [int(part) for part in (parts * 3 if len(parts) == 1 else parts)]
-    except ValueError:
-        numbers = []
+    numbers = counts("--batch", text)
+    if len(numbers) == 1:
+        numbers *= 3
     if len(numbers) != 3:
         raise InvalidValue(f"--batch is {text!r}; expected the least, best and largest, such as 1,32,256")
     return numbers

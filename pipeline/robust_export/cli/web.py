@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robust_export.cli.base import cli, interruptible, json_option, model_option
+from robust_export.cli.base import cli, interruptible
+from robust_export.cli.options import given, json_option, model_option
 from robust_export.console import Console
 from robust_export.errors import InvalidValue
 
@@ -51,8 +52,8 @@ def page(
     if ort_web is not None and out is None:
         raise InvalidValue("--ort-web is of a copy of the page: give --out as well, or leave it out")
     console, bundle = Console(as_json), Bundle.open(model)
-    wanted = _given({"images": images, "steps": steps, "seed": seed})
-    threat = _given({"eps": eps, "norm": norm})
+    wanted = given({"images": images, "steps": steps, "seed": seed})
+    threat = given({"eps": eps, "norm": norm})
     with interruptible("the page was interrupted; what the bundle had is untouched"):
         runtime = None
         if out is not None:
@@ -103,7 +104,3 @@ def _show(bundle: Bundle, out: Path | None, runtime: str, console: Console) -> N
         )
     else:
         console.say(f"wrote {page}; try it with: python -m http.server --directory {out}")
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}
