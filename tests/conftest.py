@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of this process, and of those that tests start; before torch
 
 os.environ["ROBUST_EXPORT_ORT_LIBRARY"] = ""  # stock ONNX Runtime, but for the tests of the kernel
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
@@ -47,6 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
     """Return the smallest recipe that still trains a Sparta network, with changes."""
     return parse(merge(TINY, sections), "test")
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Handle SIGINT as a command in the foreground does: one in the background inherits it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

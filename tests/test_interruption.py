@@ -7,22 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from robust_export import training
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.cli.base import Failure, interruptible
-from robust_export.errors import BundleError, RobustExportError, TrainingError, TrainingStopped
+from robust_export.errors import BundleError, RobustExportError, TrainingStopped
 from robust_export.recipe import to_toml
 from robust_export.stop import Stop
 from robust_export.training import Run, learner, train
 from tests.conftest import tiny_recipe
+
+pytestmark = pytest.mark.usefixtures("foreground")
 
 KILLER = """
 import os, signal, sys
@@ -70,14 +70,6 @@ def test_kill_9_at_any_moment_changes_no_byte(trained: Path, tmp_path: Path, wha
     bundle = train(tiny_recipe(), out, device="cpu", resume=True)
     assert weights(bundle.path) == weights(trained)
     assert not list(out.rglob("*.tmp"))
-
-
-@pytest.fixture(autouse=True)
-def _foreground() -> Iterator[None]:
-    """Handle SIGINT as a command in the foreground does: one in the background inherits it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def recipe_file(folder: Path) -> str:
@@ -239,72 +231,3 @@ def test_the_second_signal_interrupts_at_once() -> None:
     with pytest.raises(Failure, match="now"), interruptible("now", deaf):
         os.kill(os.getpid(), signal.SIGTERM)
     assert not deaf.asked
-
-
-def test_resume_with_nothing_to_resume_starts(trained: Path, tmp_path: Path) -> None:
-    train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True)
-    assert weights(tmp_path / "run") == weights(trained)
-
-
-def test_resume_of_a_finished_run_succeeds_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "Run", None)
-    assert train(tiny_recipe(), bundle.path, resume=True).manifest == bundle.manifest
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_resume_with_another_recipe_names_what_differs(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, finished: bool
-) -> None:
-    if not finished:
-        (bundle.path / "manifest.json").unlink()
-    with pytest.raises(TrainingError, match=r"train\.lr: 0\.1, 0\.3"):
-        train(tiny_recipe(train={"lr": 0.3}), bundle.path, resume=True)
-
-
-def test_a_run_is_not_overwritten_unless_asked(bundle: Bundle) -> None:
-    before = weights(bundle.path)
-    with pytest.raises(TrainingError, match=r"--resume.*--force.*--out"):
-        train(tiny_recipe(train={"seed": 3}), bundle.path)
-    assert weights(bundle.path) == before
-
-
-def test_force_replaces_a_bundle_when_the_new_one_is_finished(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, recipe = weights(bundle.path), tiny_recipe(train={"seed": 3, "epochs": 1})
-    with monkeypatch.context() as patch:
-        interrupt(patch, 5, signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, bundle.path, force=True, device="cpu")
-    assert weights(Bundle.open(bundle.path).path) == before
-    new = train(recipe, bundle.path, force=True, device="cpu")
-    assert weights(new.path) != before
-    assert new.path == bundle.path
-    assert Bundle.open(bundle.path).recipe().train.seed == 3
-    assert [p.name for p in bundle.path.parent.iterdir()] == [bundle.path.name]
-
-
-def test_force_goes_on_where_it_was_killed_before_the_swap(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tiny_recipe(train={"seed": 3, "epochs": 1})
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "replace_folder", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, bundle.path, force=True, device="cpu")
-    assert Bundle.open(bundle.path).recipe().train.seed == 0
-    monkeypatch.setattr(training, "Run", None)  # all is trained: nothing is left but the swap
-    assert train(recipe, bundle.path, force=True, resume=True).path == bundle.path
-    assert Bundle.open(bundle.path).recipe().train.seed == 3
-
-
-@pytest.mark.parametrize("force", [True, False])
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, force: bool) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(TrainingError, match=r"thesis\.tex"):
-        train(tiny_recipe(), tmp_path, force=force)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import subprocess
 from pathlib import Path
 
@@ -11,16 +9,7 @@ import pytest
 
 from robust_export import native
 from robust_export.errors import BuildError
-
-
-def cuda_include() -> str:
-    """Return a folder with CUDA's headers: of an installed toolkit, or of Triton, which torch came with."""
-    places = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
-    triton = importlib.util.find_spec("triton")
-    for root in (triton and triton.submodule_search_locations) or []:
-        places.append(Path(root) / "backends/nvidia/include")
-    wanted = ("cuda_fp16.h", "crt/host_defines.h")
-    return next((str(place) for place in places if all((place / name).is_file() for name in wanted)), "")
+from tests.native.compiling import cuda_include
 
 
 @pytest.mark.parametrize("sanitize", ["", "address,undefined", "thread"])

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from robust_export import native
-from robust_export.errors import BuildError
-from tests.native.test_core import cuda_include
+from tests.native.compiling import kernels_on_cpu
 
 FAULTS = {
     "a row beyond the plane": ("cuda_kernel.h", "inside(row, h)) * w", "row < 0 ? 0 : row) * w"),
@@ -55,17 +54,9 @@ FAULTS = {
 @pytest.fixture(scope="module")
 def compiler() -> list[str]:
     """Return the command that compiles the test, fast, with every access watched."""
-    include = cuda_include()
-    try:
-        tools = native.find_tools()
-    except BuildError as error:
-        pytest.skip(str(error))
-    if not include:
-        pytest.skip("there is no cuda_fp16.h, of a CUDA toolkit or of Triton")
-    return [
-        tools.compiler, "-std=gnu++17", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-        "-Wno-psabi", "-Wno-unknown-pragmas", "-pthread", "-isystem", include,
-    ]  # fmt: skip
+    return kernels_on_cpu(
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi", "-Wno-unknown-pragmas"
+    )
 
 
 def passes(compiler: list[str], folder: Path) -> bool:

@@ -10,20 +10,8 @@ from typing import Any
 import pytest
 
 from robust_export.bundle import Bundle
-from robust_export.runtimes.remote import KEY
 from robust_export.web.attack import Wanted, make_examples
-from tests.serving.bundles import linear_bundle
-
-
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY, raising=False)
-
-
-@pytest.fixture(scope="session")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a linear network, without attacks to show."""
-    return linear_bundle(tmp_path_factory.mktemp("exported") / "net")
+from tests.serving.conftest import _no_key, net  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="session")

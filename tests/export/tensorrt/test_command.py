@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -152,15 +151,7 @@ def test_whatever_interrupts_a_build_leaves_the_bundle_whole(bundle: Bundle, rtx
     assert run(bundle, "--flavor", "rtx", "--plugin", "none", "--compute-capability", "8.9").exit_code == 0
 
 
-@pytest.fixture
-def hears_ctrl_c() -> Iterator[None]:
-    """Ctrl-C interrupts, also where the tests are a background job, whose shell has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_is_one_line(bundle: Bundle, rtx: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[str] = []
 
@@ -179,7 +170,7 @@ def test_ctrl_c_is_one_line(bundle: Bundle, rtx: Flavor, monkeypatch: pytest.Mon
     assert not Bundle.open(bundle.path).files("engine")
 
 
-@pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.usefixtures("foreground")
 def test_a_build_is_told_to_stop(rtx: Flavor) -> None:
     monitor = Monitor()
     listener = monitor.listener(rtx.trt)

@@ -22,7 +22,7 @@ from robust_export.export.tensorrt import quick
 from robust_export.flavors import Flavor
 from robust_export.sparta import sparta
 from tests.export.tensorrt.quick_double import DataType, Plugins, TensorDesc, TensorFormat
-from tests.native.test_core import cuda_include
+from tests.native.compiling import kernels_on_cpu
 
 TYPES = {
     DataType.FLOAT: (torch.float32, 1e-5),
@@ -65,27 +65,16 @@ def flavor(monkeypatch: pytest.MonkeyPatch) -> Flavor:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Every kernel's source, compiled for the CPU, each started by run_<its name>."""
-    include = cuda_include()
-    try:
-        tools = native.find_tools()
-    except BuildError as error:
-        pytest.skip(str(error))
-    if not include:
-        pytest.skip("there is no cuda_fp16.h, of a CUDA toolkit or of Triton")
     folder = tmp_path_factory.mktemp("quick")
     kernels = nvrtc.every_kernel()
     (folder / "all.cpp").write_text(
         '#include "cuda_on_cpu.h"\n' + nvrtc.program(kernels) + "".join(map(starter, kernels))
     )
     plugins = native.sources()
-    subprocess.run(
-        [
-            tools.compiler, "-std=gnu++17", "-O0", "-shared", "-fPIC", "-pthread", "-w", "-isystem", include,
-            f"-I{plugins / 'core'}", f"-I{plugins / 'tests'}", str(folder / "all.cpp"),
-            "-o", str(folder / "all.so"),
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    includes = [f"-I{plugins / 'core'}", f"-I{plugins / 'tests'}"]
+    command = kernels_on_cpu("-shared", "-fPIC", "-w", *includes)
+    files = [str(folder / "all.cpp"), "-o", str(folder / "all.so")]
+    subprocess.run([*command, *files], check=True, capture_output=True)
     return ctypes.CDLL(str(folder / "all.so"))
 
 

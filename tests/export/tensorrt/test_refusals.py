@@ -1,0 +1,103 @@
+"""What TensorRT refuses, in a process of its own, which must survive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from robust_export.errors import ArtifactError
+from robust_export.export.tensorrt import read
+from robust_export.export.tensorrt.engines import parse
+from robust_export.flavors import Flavor
+
+REFUSALS = """
+import json, sys
+from pathlib import Path
+from robust_export.errors import RobustExportError
+from robust_export.export.tensorrt import build_engine
+said = {}
+for path in sys.argv[1:]:
+    try:
+        build_engine(Path(path), "fp32", flavor="rtx", capability=(8, 9))
+        said[Path(path).stem] = "built"
+    except RobustExportError as error:
+        said[Path(path).stem] = f"{type(error).__name__}: {error}"
+print(json.dumps(said))
+"""
+
+EXPECTED = {
+    "whole": "^built$",
+    "types": r"input 1 is of TensorRT's type 1, x of 0; expected all inputs of one type",
+    "kernel": r"weight is \[6, 1, 4, 4\]; expected \[C, 1, k, k\] with k = 1, 3, 5 or 7",
+    "channels": r"bias is \[6\], weight \[7, 1, 3, 3\]",
+    "attribute": "channels is -3; expected 1 or more",
+    "operator": "does not take .*Nonsense .*Plugin not found",
+    "garbage": "cannot be read as an ONNX file",
+    "text": "ONNX file",
+}
+
+
+def spoil(model: onnx.ModelProto, how: str) -> None:
+    """Make one thing of a model's first Sparta node wrong."""
+    node = next(n for n in model.graph.node if n.op_type == "Sparta")
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+    weight = numpy_helper.to_array(tensor)
+    changed: dict[str, npt.NDArray[Any]] = {
+        "types": weight.astype(np.float16),
+        "kernel": np.zeros((len(weight), 1, 4, 4), np.float32),
+        "channels": np.zeros((len(weight) + 1, *weight.shape[1:]), np.float32),
+    }
+    if how in changed:
+        tensor.CopyFrom(numpy_helper.from_array(changed[how], tensor.name))
+    if how == "attribute":
+        next(a for a in node.attribute if a.name == "channels").i = -3
+    if how == "operator":
+        next(n for n in model.graph.node if n.op_type == "Conv").op_type = "Nonsense"
+
+
+@pytest.fixture(scope="module")
+def said(
+    trained: Path, rtx: Flavor, plugin: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """What we say of each spoilt file."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    for how in EXPECTED:
+        model = onnx.load(trained / "model.onnx")
+        spoil(model, how)
+        content = {"garbage": bytes(range(256)), "text": b"hello, this is no ONNX file"}
+        (folder / f"{how}.onnx").write_bytes(content.get(how, model.SerializeToString()))
+    command = [sys.executable, "-c", REFUSALS, *(str(folder / f"{how}.onnx") for how in EXPECTED)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+    assert ran.returncode == 0, (ran.returncode, ran.stderr[-2000:])
+    result: dict[str, str] = json.loads(ran.stdout)
+    return result
+
+
+@pytest.mark.parametrize("how", EXPECTED)
+def test_what_tensorrt_refuses_is_our_error(said: dict[str, str], how: str) -> None:
+    assert re.search(EXPECTED[how], said[how]), said[how]
+    if how != "whole":
+        assert said[how].startswith(("ArtifactError: ", "Refusal: "))
+
+
+def test_a_tensorrt_that_does_not_start_says_why(trained: Path, rtx: Flavor) -> None:
+    def builder(logger: Any) -> None:
+        logger.log(rtx.trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    dead = replace(rtx, trt=SimpleNamespace(Builder=builder, __version__="10.14"))
+    with pytest.raises(ArtifactError, match=r"cannot start: CUDA initialization failure .*--flavor rtx"):
+        parse(read(trained / "model.onnx", "none"), "fp32", dead)
