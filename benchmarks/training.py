@@ -2,7 +2,7 @@
 
     pip install --no-deps torchattacks         the plain loop's attack; without it that column is missing
     python benchmarks/training.py              a ResNet-18 with a quarter of the channels, at 32 x 32
-    python benchmarks/training.py --width 64 --batch 16 --steps 3 --only plain,off,ours      ResNet-18 itself
+    python benchmarks/training.py --width 64 --batch 16 --only plain,off,ours      ResNet-18 itself
 
 Every contestant trains the same network on the same images with the same attack, in a process of its own: how
 memory is kept is a process's. They take turns, one batch each. "off" is robust-export's loop without its

@@ -92,6 +92,7 @@ def test_a_file_says_it_all(tmp_path: Path) -> None:
         (PLAN.replace("seeds = 3", "seeds = 1"), "seeds is 1"),
         (PLAN.replace("seeds = 3", "seeds = 'x'"), "seeds is 'x'"),
         (PLAN.replace("rates = [0.5, 1]", "rates = [0]"), "rates is"),
+        (PLAN.replace("rates = [0.5, 1]", "rates = ['x']"), "a list of numbers"),
         (PLAN.replace("seeds = 3", "sedes = 3"), "did you mean 'seeds'"),
         (PLAN.replace("name = \"taken over\"", "name = 'ReLU'"), "two arms are called 'relu'"),
         (PLAN.replace("dataset = \"digits\"", "", 1), "dataset is ''"),

@@ -204,6 +204,15 @@ def test_an_interruption_leaves_no_process_behind(tmp_path: Path, monkeypatch: p
     assert not pool.running
 
 
+def test_the_terminals_ctrl_c_is_not_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked to stop once, by the process that started them; a second time would interrupt."""
+    monkeypatch.setattr(run, "PROCESS", "import os, sys; sys.exit(str(os.getpgid(0)))")
+    job = Job(tmp_path / "job", tables(tiny_recipe()), "cpu")
+    with pytest.raises(TrainingError) as said:
+        run.Pool(2, "cpu", lambda line: None)._do(job)
+    assert int(str(said.value)) != os.getpgid(0)
+
+
 # --- the report ---
 
 

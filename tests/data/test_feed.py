@@ -51,6 +51,21 @@ def test_extra_images_take_their_part_of_every_batch(tmp_path: Path) -> None:
     assert first != [labels.tolist() for _, labels in feed.epoch(2)]
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_part_of_a_process_may_be_extra_images_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    if not cached:
+        monkeypatch.setattr("robust_export.data.datasets.CACHE_BYTES", 0)
+    images = digits()
+    extra = extra_digits(tmp_path, {"9": 2, "4": 3}, images)
+    feed, count = Feed(images, 100, 0, extra, 0.3), len(images)
+    pixels, labels = feed.batch([count + 1, count + 4])
+    expected = extra.batch([1, 4])
+    assert torch.equal(pixels, expected[0])
+    assert torch.equal(labels, expected[1])
+
+
 def test_extra_images_have_the_data_sets_labels(tmp_path: Path) -> None:
     """Sub-folders are sorted by name; their index among themselves is not that of the class."""
     images = digits()

@@ -37,6 +37,20 @@ def test_each_weight_moves_up_the_loss_by_gamma_times_its_norm() -> None:
         assert (layer.weight * c).sum() > (before * c).sum()
 
 
+def test_a_scaled_loss_moves_weights_just_as_far() -> None:
+    """float16 needs the factor; a gradient that it makes overflow moves nothing, and breaks nothing."""
+    moved = []
+    for factor in (1.0, 1024.0):
+        model = Net().train()
+        with perturbed(model, lambda m=model, f=factor: loss_of(m) * f, 0.05):
+            moved.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(moved[0], moved[1])
+    model = Net().train()
+    before = [p.detach().clone() for p in model.parameters()]
+    with perturbed(model, lambda: loss_of(model) * float("inf"), 0.05):
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
 def test_nothing_is_left_of_it() -> None:
     model = Net().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

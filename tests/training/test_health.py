@@ -18,6 +18,7 @@ from robust_export.data import Images, datasets
 from robust_export.errors import TrainingError
 from robust_export.training import Run, train
 from robust_export.training.health import Watched, collapsed
+from robust_export.training.state import restore_rng, rng_state
 from tests.conftest import tiny_recipe
 
 
@@ -107,3 +108,13 @@ def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     bundle = train(tiny_recipe(data={"workers": 0}), tmp_path / "run", device="cpu", resume=True)
     assert Bundle.open(bundle.path)
+
+
+def test_a_state_of_another_device_goes_on_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of a CPU has no state of a GPU's generator."""
+    generator = torch.Generator().manual_seed(3)
+    states = rng_state(generator, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", None)
+    other = torch.Generator()
+    restore_rng(states, other, torch.device("cuda"))
+    assert torch.equal(other.get_state(), generator.get_state())

@@ -20,7 +20,7 @@ from robust_export.training.twin import Scaled, Twin, adjacent
 from tests.conftest import tiny_recipe
 
 CPU = torch.device("cpu")
-BACKBONES = ["resnet10t_sparta", "mobilenetv3_small_050_relu", "regnetx_002_silu"]
+BACKBONES = ["resnet10t_sparta", "mobilenetv3_small_050_relu", "regnetx_002_sparta"]
 
 
 def shaken(name: str) -> nn.Module:

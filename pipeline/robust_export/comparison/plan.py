@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,7 @@ class Plan:
         """Return an arm's recipe with this seed, its Sparta function from the bundle `load`."""
         given: dict[str, dict[str, Any]] = {"sparta": {"load": str(load)}} if load else {}
         whole = arm.place.recipe(arm.activation, self.layer, given)
-        change = {"train": {"seed": seed, "lr": whole.train.lr * rate}}
-        return Place(arm.place.backbone, arm.place.dataset, merge(arm.place.tables, change)).recipe(
-            arm.activation, self.layer, given
-        )
+        return replace(whole, train=replace(whole.train, seed=seed, lr=whole.train.lr * rate))
 
     def source_recipe(self, arm: Arm, seed: int) -> Recipe:
         """Return the recipe by which an arm's Sparta function is learnt: as full gates, free to learn."""
@@ -145,8 +142,11 @@ def load_plan(path: Path, seeds: int | None = None, layer: Tables | None = None)
     epochs = {"train": {"epochs": own["epochs"]}} if "epochs" in own else {}
     rates = own.get("rates", [1.0])
     count = own.get("seeds", 5) if seeds is None else seeds
-    if not isinstance(count, int) or not isinstance(rates, list):
-        raise InvalidValue(f"{path}: seeds is {count!r} and rates {rates!r}; expected a number and a list")
+    numbers = isinstance(rates, list) and all(isinstance(rate, int | float) for rate in rates)
+    if not isinstance(count, int) or not numbers:
+        raise InvalidValue(
+            f"{path}: seeds is {count!r} and rates {rates!r}; expected a number and a list of numbers"
+        )
     return Plan(
         tuple(_arm(arm, own, f"{path}: [[arms]]") for arm in arms), count,
         merge(sections, epochs, layer or {}), tuple(float(rate) for rate in rates),

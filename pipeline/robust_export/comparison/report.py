@@ -122,7 +122,7 @@ class Comparison:
             f"Accuracies on {first.seeds[0].samples} test images, robust under AutoAttack: mean ± standard "
             f"deviation over {n} seeds. Differences are paired by seed with {first.name}: 95 % interval, p "
             f"of a paired t-test, the same corrected for {len(self.arms) - 1} arms (Holm), and p of the "
-            f"exact sign-flip test, which with {n} seeds is at least {2 / 2**n:.3g}.", "",
+            f"sign-flip test, which with {n} seeds is at least {2 / 2**n:.3g}.", "",
         ])  # fmt: skip
 
     def _csv(self) -> str:

@@ -193,6 +193,7 @@ class Pool:
             process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # the terminal's Ctrl-C is ours, to ask them once
             )  # fmt: skip
             self.running.add(process)
         _, said = process.communicate()
@@ -207,7 +208,7 @@ class Pool:
         """Ask what runs to save its state and stop; start nothing more."""
         with self.lock:
             self.closed = True
-            for process in self.running:
+            for process in list(self.running):  # which may end meanwhile
                 process.terminate()
 
 

@@ -19,7 +19,7 @@ class Difference:
     Attributes:
         mean: of the differences; `ci95`: Student's interval of it.
         p_t: of a paired t-test, two-sided; None where the differences do not vary at all.
-        p_signs: of the exact sign-flip permutation test, two-sided: at least 2 / 2^n with n seeds.
+        p_signs: of the sign-flip permutation test, two-sided: exact up to 16 seeds, at least 2 / 2^n with n.
         p_holm: p_t corrected by Holm's method for all arms that are compared; set by `holm`.
     """
 

@@ -1,7 +1,4 @@
-"""One run of a comparison: train, then AutoAttack on the test split; by itself, or as a process of its own.
-
-python -m robust_export.comparison.work JOB.json
-"""
+"""One run of a comparison: train, then AutoAttack on the test split; here, or in a process of its own."""
 
 from __future__ import annotations
 

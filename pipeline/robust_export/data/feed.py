@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Generator
 
-from robust_export.data.datasets import Batch, Images, chunks, fetch
+from robust_export.data.datasets import Batch, Images, batch_count, chunks, fetch
 from robust_export.data.folder import training_images
 from robust_export.draws import SharedGenerator
 from robust_export.errors import DataError, InvalidValue
@@ -47,7 +47,7 @@ class Feed:
 
     def __len__(self) -> int:
         """Return how many batches an epoch has."""
-        return len(chunks(len(self.images), self.own, 0))
+        return batch_count(self.images, self.own)
 
     def count(self, step: int) -> int:
         """Return how many images batch number `step` has."""
@@ -73,11 +73,14 @@ class Feed:
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the images at `indices`; from len(images) on they are the extra ones."""
         count = len(self.images)
-        pixels, labels = self.images.batch([i for i in indices if i < count])
+        own = [i for i in indices if i < count]
         more = [i - count for i in indices if i >= count]
         if self.extra is None or not more:
-            return pixels, labels
+            return self.images.batch(own)
         theirs = self.extra.batch(more)
+        if not own:  # the part of one of several processes
+            return theirs
+        pixels, labels = self.images.batch(own)
         return torch.cat([pixels, theirs[0]]), torch.cat([labels, theirs[1]])
 
 

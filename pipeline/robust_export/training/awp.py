@@ -27,13 +27,13 @@ def perturbed(
     one that is zero stays. What `loss` does to buffers (batch norm's averages) is undone before the body.
 
     Args:
-        loss: computes the scalar loss of the batch; called once.
+        loss: computes the scalar loss of the batch, or a multiple of it; called once.
         average: makes the gradients, in place, those of the batch that several processes share.
     """
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     buffers = [buffer.clone() for buffer in model.buffers()]
     gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
-    average([gradient for gradient in gradients if gradient is not None])
+    average([gradient.nan_to_num_() for gradient in gradients if gradient is not None])
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)

@@ -45,7 +45,8 @@ def first_bad(losses: Sequence[Tensor]) -> int | None:
 
 def finite(module: nn.Module) -> bool:
     """Tell whether all parameters are finite."""
-    return all(bool(p.isfinite().all()) for p in module.parameters())
+    found = [p.isfinite().all() for p in module.parameters()]
+    return not found or bool(torch.stack(found).all())
 
 
 def explain(error: RuntimeError) -> RuntimeError | TrainingError:

@@ -110,7 +110,7 @@ class Learner:
         if not settings.awp or self.epochs_done < settings.awp_start:
             return nullcontext()
         return perturbed(
-            self.model, lambda: self._evaluate(objective), settings.awp,
+            self.model, lambda: self.scaler.scale(self._evaluate(objective)), settings.awp,
             lambda gradients: self.processes.average(gradients, weight),
         )  # fmt: skip
 

@@ -22,6 +22,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return all(libc.mallopt(name, value) == 1 for name, value in (
-        (MMAP_THRESHOLD, LARGEST), (TRIM_THRESHOLD, LARGEST),
-    ))  # fmt: skip
+    taken = [libc.mallopt(name, LARGEST) == 1 for name in (MMAP_THRESHOLD, TRIM_THRESHOLD)]
+    return all(taken)

@@ -78,5 +78,5 @@ def restore_rng(states: dict[str, Tensor], generator: Generator, device: torch.d
     """Put back what `rng_state` returned."""
     generator.set_state(states["epoch"])
     torch.set_rng_state(states["cpu"])
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in states:  # a run may go on on another device
         torch.cuda.set_rng_state(states["cuda"], device)

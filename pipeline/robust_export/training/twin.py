@@ -11,6 +11,7 @@ computed once a batch instead of once a step.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -130,8 +131,8 @@ def adjacent(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """Return what a batch norm does besides normalising: timm's has an activation of its own."""
-    return nn.Sequential(*(getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)))
+    """Return what a batch norm does besides normalising: timm's has an activation, by its name there."""
+    return nn.Sequential(OrderedDict((p, getattr(norm, p)) for p in ("drop", "act") if hasattr(norm, p)))
 
 
 # --- half precision: a gradient that neither vanishes nor overflows ---

@@ -1,0 +1,58 @@
+"""How far ONNX Runtime's integer kernels are from what an int8 file says.
+
+    robust-export onnx --model demo --precision int8
+    python benchmarks/integer_kernels.py exported/demo
+
+prints, for 64 images of the test split, the largest difference of a logit from the ONNX reference
+evaluator's, in logit scales (the largest logit of model.onnx): of ONNX Runtime with its fusions to integer
+kernels, and without. On CPUs without VNNI these kernels add pairs of products in 16 bits, which saturates.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import onnxruntime as ort
+
+from robust_export.bundle import Bundle
+from robust_export.data import load_dataset
+from robust_export.provenance import machine
+from robust_export.runtimes import open_file
+
+IMAGES = 64
+
+
+def main(path: str) -> None:
+    bundle = Bundle.open(path)
+    spec, data = bundle.recipe().model, bundle.recipe().data
+    images = load_dataset(data.name, "test", spec.image_size, spec.in_chans, data.dir)
+    pixels = images.batch(range(IMAGES))[0].numpy()
+    file = bundle.file("model.int8.onnx")
+    said = open_file(file, "reference")(pixels)
+    scale = np.abs(open_file(bundle.file("model.onnx"), kernel=False)(pixels)).max()
+    print(f"{bundle.name} on {_cpu()}, {IMAGES} images:")
+    for name, level in (
+        ("with integer kernels", ort.GraphOptimizationLevel.ORT_ENABLE_ALL),
+        ("without fusions", ort.GraphOptimizationLevel.ORT_DISABLE_ALL),
+    ):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        logits = session.run(None, {session.get_inputs()[0].name: pixels})[0]
+        gap = np.abs(logits - said).max() / scale
+        agreed = (logits.argmax(1) == said.argmax(1)).mean()
+        print(f"  {name}: largest gap {gap:.2g} logit scales, decisions agree on {agreed:.1%}")
+
+
+def _cpu() -> str:
+    import torch
+
+    found = machine(torch.device("cpu"))["cpu"]
+    with open("/proc/cpuinfo", encoding="utf-8") as info:
+        vnni = "vnni" in info.read()
+    return f"{found}, {'with' if vnni else 'without'} VNNI"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
