@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,10 @@ def loss_of(model: nn.Module) -> Tensor:
     return nn.functional.cross_entropy(model(x), torch.arange(6) % 3)
 
 
+def scaled_loss_of(model: nn.Module, factor: float) -> Tensor:
+    return factor * loss_of(model)
+
+
 def test_each_weight_moves_up_the_loss_by_gamma_times_its_norm() -> None:
     """For a loss that is linear in the weight, w' = w + gamma ||w|| c / ||c|| is the worst there is."""
     layer = nn.Linear(4, 1)
@@ -42,12 +48,12 @@ def test_a_scaled_loss_moves_weights_just_as_far() -> None:
     moved = []
     for factor in (1.0, 1024.0):
         model = Net().train()
-        with perturbed(model, lambda m=model, f=factor: loss_of(m) * f, 0.05):
+        with perturbed(model, partial(scaled_loss_of, model, factor), 0.05):
             moved.append([p.detach().clone() for p in model.parameters()])
     torch.testing.assert_close(moved[0], moved[1])
     model = Net().train()
     before = [p.detach().clone() for p in model.parameters()]
-    with perturbed(model, lambda: loss_of(model) * float("inf"), 0.05):
+    with perturbed(model, partial(scaled_loss_of, model, float("inf")), 0.05):
         assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
