@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +19,7 @@ class Connection(HttpToolsProtocol):
     """Ends the connection of whoever is slower than `timeout` seconds, or says what is no HTTP.
 
     The time runs while a request is being sent, from the connection's beginning or the request's first byte
-    to its last, and while an answer waits to be taken.
+    to its last. Another runs while answers wait to be taken, whatever is sent meanwhile.
     """
 
     timeout = 30.0
@@ -25,7 +27,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._timer: asyncio.TimerHandle | None = None
+        transport.set_write_buffer_limits(high=1)  # so that any answer that is not taken is noticed
+        self._timer: asyncio.TimerHandle | None = None  # of a request, or of a refusal
+        self._untaken: asyncio.TimerHandle | None = None  # of answers
         self._header_bytes = 0
         self._receiving = False  # a request has begun and has not ended
         self._in_body = False  # its headers have
@@ -37,6 +41,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._stop_untaken()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -69,11 +74,11 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._start(self.transport.abort)
+        self._untaken = self.loop.call_later(self.timeout, self._reset)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop()
+        self._stop_untaken()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answer what is no HTTP; uvicorn calls it."""
@@ -109,6 +114,12 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _reset(self) -> None:
+        """End the connection, and throw away what was not taken, the kernel's part of it too."""
+        now = struct.pack("ii", 1, 0)  # on, for 0 s
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        self.transport.abort()
+
     def _start(self, then: Any, seconds: float | None = None) -> None:
         self._stop()
         self._timer = self.loop.call_later(self.timeout if seconds is None else seconds, then)
@@ -117,6 +128,11 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_untaken(self) -> None:
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
 
 
 def connections(timeout: float, most: int) -> type[Connection]:
