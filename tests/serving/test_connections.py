@@ -17,6 +17,7 @@ from tests.serving.bundles import expected, images
 from tests.serving.servers import LONG, Server, start
 
 INFER = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: test\r\n"
+CHUNKED = INFER + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,10 @@ def test_who_goes_on_after_a_refusal_is_let_go(hasty: Server) -> None:
         (INFER + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (INFER + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (INFER + b"X: " + b"y" * 5_000_000 + b"\r\n\r\n", 431),
+        (CHUNKED + b"0\r\nX: " + b"y" * 1_000_000, 431),  # trailers
+        (CHUNKED + b"2\r\n{}\r\n0\r\nX: " + b"y" * 1_000_000, 431),
+        (CHUNKED + b"0\r\n" + b"X: y\r\n" * 100_000, 431),
+        (CHUNKED + b"2;" + b"y" * 1_000_000, 431),  # an extension of a chunk
         (b"GET /" + b"y" * 200_000 + b" HTTP/1.1\r\n\r\n", 431),
     ],
 )  # fmt: skip

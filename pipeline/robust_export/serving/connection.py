@@ -11,7 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEADERS = 64 << 10  # bytes of a request line and its headers
+HEADERS = 64 << 10  # bytes of a request line and its headers, and of what is no body in one that is chunked
 LINGER = 2.0  # s that a connection is read after a refusal
 
 
@@ -30,7 +30,7 @@ class Connection(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=1)  # so that any answer that is not taken is noticed
         self._timer: asyncio.TimerHandle | None = None  # of a request, or of a refusal
         self._untaken: asyncio.TimerHandle | None = None  # of answers
-        self._header_bytes = 0
+        self._header_bytes = 0  # since the request began, or since the last of its body
         self._receiving = False  # a request has begun and has not ended
         self._in_body = False  # its headers have
         self._refused = False  # what comes from now on is thrown away
@@ -51,7 +51,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._refused or self.transport.is_closing():
             return
-        if self._header_bytes > HEADERS and not self._in_body:
+        if self._header_bytes > HEADERS:
             self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large")
         elif self._timer is None and not self._receiving and self._idle():
             self._start(self._too_slow)
@@ -65,6 +65,10 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_body = True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._receiving = self._in_body = False
