@@ -9,9 +9,10 @@ import struct
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEADERS = 64 << 10  # bytes of a request line and its headers, and of what is no body in one that is chunked
+PIPELINED = 16  # requests of a connection that wait for the one before to be answered
 LINGER = 2.0  # s that a connection is read after a refusal
 
 
@@ -34,6 +35,7 @@ class Connection(HttpToolsProtocol):
         self._receiving = False  # a request has begun and has not ended
         self._in_body = False  # its headers have
         self._refused = False  # what comes from now on is thrown away
+        self._running: RequestResponseCycle | None = None  # the request that is or was last worked on
         if len(self.connections) > self.most:
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
         else:
@@ -57,14 +59,20 @@ class Connection(HttpToolsProtocol):
             self._start(self._too_slow)
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINED:
+            raise OverflowError("too many requests in a row")  # the parser stops at it
         super().on_message_begin()
         if not self._receiving:
             self._receiving = True
             self._start(self._too_slow)
 
     def on_headers_complete(self) -> None:
-        self._in_body = True
         super().on_headers_complete()
+        self._in_body = True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
@@ -89,13 +97,14 @@ class Connection(HttpToolsProtocol):
         self.refuse(HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request")
 
     def refuse(self, status: HTTPStatus, message: str) -> None:
-        """Answer with a V2 error, unless an answer has begun, and close.
+        """Answer with a V2 error, and close; without one if it would be taken for another request's.
 
         What the client still sends is read for a while: with unread bytes a closed connection is reset, and
-        the client would not see the answer.
+        the client would not see the answer. Requests before it that are unanswered are dropped.
         """
-        begun = self.cycle is not None and self.cycle.response_started
-        if not begun or (self.cycle.response_complete and not self._in_body):
+        if self._refused:
+            return
+        if self._may_answer():
             body = json.dumps({"error": message}).encode()
             head = (
                 f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
@@ -103,10 +112,22 @@ class Connection(HttpToolsProtocol):
             )
             self.transport.write(head.encode() + body)
         self._refused = True
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._start(self.transport.close, min(self.timeout, LINGER))
+
+    def _may_answer(self) -> bool:
+        """Return whether the next answer on this connection is that of the request that is being received."""
+        if self._running is None:
+            return True
+        if self._running is self.cycle and self._in_body:
+            return not self._running.response_started
+        return self._running.response_complete
 
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
