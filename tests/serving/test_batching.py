@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import pytest
 
-from robust_export.serving.batching import Batcher
+from robust_export.serving.batching import Batcher, Observe
 from tests.serving.bundles import Array
 
 
@@ -38,9 +38,12 @@ def images(*values: float) -> Array:
     return np.array(values, np.float32).reshape(-1, 1, 1, 1)
 
 
-def run(gate: Gate, then: Callable[[Batcher], Awaitable[None]], max_batch: int = 4, delay: float = 0) -> None:
+def run(
+    gate: Gate, then: Callable[[Batcher], Awaitable[None]], max_batch: int = 4, delay: float = 0,
+    observe: Observe = lambda *_: None,
+) -> None:  # fmt: skip
     async def main() -> None:
-        batcher = Batcher(gate, max_batch, delay, lambda *_: None)
+        batcher = Batcher(gate, max_batch, delay, observe)
         try:
             await then(batcher)
         finally:
@@ -133,3 +136,36 @@ def test_a_failure_is_that_of_its_batch_alone() -> None:
         assert (await tasks[2]).tolist() == [[5]]
 
     run(gate, then)
+
+
+def test_what_cannot_be_one_batch_fails_and_the_next_runs() -> None:
+    gate = Gate(open=False)
+
+    async def then(batcher: Batcher) -> None:
+        first = asyncio.create_task(batcher(images(1)))
+        await gate.has_entered()
+        others = [asyncio.create_task(batcher(v)) for v in (images(2), np.zeros((1, 1, 2, 2), np.float32))]
+        await asyncio.sleep(0)
+        gate.let.set()
+        await first
+        for other in others:
+            with pytest.raises(ValueError, match="dimension"):
+                await other
+        assert (await batcher(images(3))).tolist() == [[3]]
+
+    run(gate, then)
+
+
+def test_counts_that_cannot_be_kept_fail_a_batch_and_the_next_runs() -> None:
+    failures = [OSError("the disk is full")]
+
+    def observe(*_: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    async def then(batcher: Batcher) -> None:
+        with pytest.raises(OSError, match="full"):
+            await batcher(images(1))
+        assert (await batcher(images(2))).tolist() == [[2]]
+
+    run(Gate(), then, observe=observe)

@@ -118,17 +118,17 @@ class Batcher:
     async def _answer(self, batch: list[_Part]) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        pixels = batch[0].pixels if len(batch) == 1 else np.concatenate([part.pixels for part in batch])
         try:
+            pixels = batch[0].pixels if len(batch) == 1 else np.concatenate([part.pixels for part in batch])
             logits = await loop.run_in_executor(self._thread, self._classify, pixels)
             if len(logits) != len(pixels):
                 raise ValueError(f"{len(pixels)} images have {len(logits)} rows of logits")
+            self._observe(len(pixels), [started - part.arrived for part in batch], loop.time() - started)
         except Exception as error:
             for part in batch:
                 if not part.answer.done():
                     part.answer.set_exception(error)
             return
-        self._observe(len(pixels), [started - part.arrived for part in batch], loop.time() - started)
         start = 0
         for part in batch:
             stop = start + len(part.pixels)
