@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from robust_export.comparison import Plan, load_plan, simple_plan
+from robust_export.comparison.run import check
 from robust_export.config import Recipe
 from robust_export.errors import InvalidValue, RobustExportError
 
@@ -58,6 +59,7 @@ def test_options_make_arms() -> None:
 )
 def test_a_transfer_has_two_controls(text: str, backbone: str, data: str) -> None:
     plan = simple_plan("r18", ["relu"], "digits", 2, LAYER, [text])
+    check(plan)
     learnt, random, bias = plan.arms[1:]
     for arm, gate in ((learnt, "full"), (random, "random"), (bias, "bias")):
         recipe = plan.recipe(arm, 1, Path("there"))

@@ -73,7 +73,8 @@ def compare(
 def check(plan: Plan) -> None:
     """Raise what is wrong with a recipe or with a model's name, before anything is trained."""
     for arm in plan.arms:
-        split_name(plan.recipe(arm, 0).model.name)
+        learnt = None if arm.source is None else Path("where its function will be")
+        split_name(plan.recipe(arm, 0, learnt).model.name)
         if arm.source is not None:
             split_name(plan.source_recipe(arm, 0).model.name)
 
