@@ -138,9 +138,11 @@ class Served:
 
     async def _pixels(self, query: Query) -> Pixels:
         tensor, plane, limit = the_input(query), self.model.plane, self.settings.body_bytes
+        query.inputs.clear()
         if tensor.name == PIXELS:
             return read_pixels(tensor, plane, limit)
         files = read_images(tensor, plane, limit)
+        del tensor
         return await asyncio.get_running_loop().run_in_executor(self._decoder, decode, files, plane)
 
     def _output(self, name: str, logits: Logits, binary: bool) -> Output:

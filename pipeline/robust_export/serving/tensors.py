@@ -51,9 +51,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Query:
-    """A request for an inference. No `outputs` stand for the logits."""
+    """A request for an inference. No `outputs` stand for the logits.
 
-    inputs: Sequence[Given]
+    Whoever has read the inputs takes them away, so that nothing is held twice while a batch is waited for.
+    """
+
+    inputs: list[Given]
     outputs: Sequence[Wanted]
     id: str = ""
 
