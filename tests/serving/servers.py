@@ -22,6 +22,12 @@ from robust_export.serving.rest import application
 from robust_export.serving.service import Service
 from robust_export.serving.settings import Settings
 
+LIMITED = """
+import os, resource, sys
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), hard))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 LONG = 60  # s that no test takes unless something hangs
 
 
@@ -70,13 +76,21 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 @contextmanager
-def start(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Give a server whose log is in `folder`."""
-    log_file = folder / "log"
+def start(
+    folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = None, files: int = 0
+) -> Iterator[Server]:
+    """Give a server whose log is in `folder`.
+
+    Args:
+        files: the soft limit of open files that it starts with; 0: ours.
+    """
+    words, log_file = command(*arguments), folder / "log"
+    if files:
+        words = [sys.executable, "-c", LIMITED, str(files), *words]
     with (
         log_file.open("wb") as log,
         subprocess.Popen(
-            command(*arguments), stdout=subprocess.PIPE, stderr=log, env={**os.environ, **(env or {})}
+            words, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **(env or {})}
         ) as process,
     ):
         try:

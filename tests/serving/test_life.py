@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from robust_export.cli import cli
+from robust_export.serving.messages import SERVICE
 from tests.serving import asking
 from tests.serving.bundles import expected, images, linear_bundle
 from tests.serving.servers import LONG, Server, command, start
@@ -130,6 +132,79 @@ def test_workers_end_with_their_supervisor(net: Path, tmp_path: Path) -> None:
         while [pid for pid in workers if running(pid)]:
             assert not deadline.is_set()
         timer.cancel()
+
+
+def interrupt_twice(server: Server) -> int:
+    server.process.send_signal(signal.SIGINT)
+    while not any(line["event"] == "ending" for line in server.log()):
+        assert server.process.poll() is None
+    server.process.send_signal(signal.SIGINT)
+    return server.process.wait(LONG)
+
+
+def test_a_second_interruption_waits_for_no_call(net: Path, tmp_path: Path, foreground: None) -> None:
+    with start(tmp_path, "--model", net, "--timeout", "3600") as server, held_calls(server, 1):
+        assert interrupt_twice(server) == 0
+
+
+@contextmanager
+def held_calls(server: Server, count: int) -> Iterator[None]:
+    """Hold so many calls that have begun and send nothing, beside which a probe is answered."""
+    end = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        end.wait()
+        yield b""
+
+    with grpc.insecure_channel(server.grpc) as channel:
+        grpc.channel_ready_future(channel).result(LONG)
+        send = channel.stream_unary(f"/{SERVICE}/ModelInfer")
+        asked = [send.future(nothing()) for _ in range(count)]
+        try:
+            live = channel.unary_unary(f"/{SERVICE}/ServerLive")
+            assert live(b"", timeout=LONG) == b"\x08\x01"  # so that the server has seen those before it
+            yield
+        finally:
+            end.set()
+            for call in asked:
+                call.cancel()
+
+
+def test_probes_are_answered_beside_as_many_calls_as_may_be_open(
+    net: Path, slow: Path, tmp_path: Path
+) -> None:
+    with start(tmp_path, "--model", net, "--model", slow, "--queue", "2") as server, held_calls(server, 4):
+        pass
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_counts_for_itself_where_another_program_shares_its_counts(
+    net: Path, tmp_path: Path, workers: str
+) -> None:
+    (tmp_path / "counts").mkdir()
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "counts")}
+    with (
+        start(tmp_path, "--model", net, "--no-grpc", "--workers", workers, env=env) as server,
+        client() as http,
+    ):
+        assert right(infer(http, server, "net"))
+        assert server.metric("robust_export_requests_total", model="net") == 1
+    assert not list((tmp_path / "counts").iterdir())
+
+
+def test_it_may_open_as_many_files_as_it_takes_connections(net: Path, tmp_path: Path) -> None:
+    with start(tmp_path, "--model", net, "--no-grpc", files=100) as server:
+        (limit,) = [
+            line
+            for line in Path(f"/proc/{server.process.pid}/limits").read_text().splitlines()
+            if line.startswith("Max open files")
+        ]
+    assert int(limit.split()[3]) > 2 * 1024
+
+
+def test_it_says_where_the_system_allows_too_few_files(net: Path, tmp_path: Path) -> None:
+    with start(tmp_path, "--model", net, "--no-grpc", "--connections", "1000000000") as server:
+        assert any("open files" in line["event"] for line in server.log())
 
 
 def children(pid: int) -> list[int]:

@@ -106,9 +106,10 @@ class Connection(HttpToolsProtocol):
             return
         if self._may_answer():
             body = json.dumps({"error": message}).encode()
+            retry = "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
             head = (
                 f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
         self._refused = True

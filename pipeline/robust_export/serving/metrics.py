@@ -17,7 +17,8 @@ from prometheus_client import (
     multiprocess,
 )
 
-SHARED = "PROMETHEUS_MULTIPROC_DIR"  # where workers keep what they count, in the environment
+from robust_export.serving.settings import COUNTS
+
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -27,7 +28,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        if SHARED not in os.environ:
+        if COUNTS not in os.environ:
             ProcessCollector(registry=registry)
 
         def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
@@ -73,7 +74,7 @@ class Metrics:
     def exposition(self) -> tuple[bytes, str]:
         """Return the text that Prometheus reads, and its content type."""
         registry = self.registry
-        if SHARED in os.environ:
+        if COUNTS in os.environ:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -30,6 +30,7 @@ CODES = {
 }  # fmt: skip
 OPEN = ("ServerLive", "ServerReady")  # which no key is needed for
 SPARE = 1 << 16  # bytes of a message that are not tensors
+SPARE_CALLS = 16  # that are open at once and are no inferences, such as probes
 
 
 @dataclass
@@ -61,7 +62,7 @@ async def start(service: Service, address: str, *, shared: bool) -> tuple[grpc.a
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 16 << 10),
         ],
-        maximum_concurrent_rpcs=settings.queue,
+        maximum_concurrent_rpcs=settings.queue * len(service.models) + SPARE_CALLS,
     )
     methods = {name: _handler(service, name, answer) for name, answer in _answers(service).items()}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import grpc.aio
 import uvicorn
 
 from robust_export.errors import InvalidValue, reason
@@ -19,10 +20,10 @@ from robust_export.serving.metrics import Metrics
 from robust_export.serving.models import Model, load_models
 from robust_export.serving.rest import application
 from robust_export.serving.service import Service, log
-from robust_export.serving.settings import Settings
-from robust_export.serving.sockets import shown
+from robust_export.serving.settings import OnReady, Settings
+from robust_export.serving.sockets import allow_files, shown
 
-OnReady = Callable[[dict[str, Any]], None]  # told where it listens, and what it serves
+SPARE_FILES = 256  # open beside connections of REST and as many of gRPC
 
 
 class _Rest(uvicorn.Server):
@@ -56,6 +57,12 @@ def run(
         RobustExportError: if a model cannot be loaded, or it cannot listen.
     """
     set_up(settings.log_level)
+    wanted = 2 * settings.connections + SPARE_FILES
+    if (allowed := allow_files(wanted)) < wanted:
+        log.warning(
+            f"the system allows {allowed} open files; for {settings.connections} connections of REST, "
+            f"and those of gRPC, expected {wanted}: raise the hard limit (ulimit -Hn)"
+        )
     models = load_models(settings)
     asyncio.run(_serve(settings, models, listener, grpc_address, on_ready, parent))
 
@@ -66,7 +73,7 @@ async def _serve(
 ) -> None:  # fmt: skip
     service = Service(models, settings, Metrics())
     rest = _Rest(_config(settings, service))
-    stop = _stopping(rest, parent)
+    stop, hurry = _stopping(parent)
     scheme = "https" if settings.tls else "http"
     facts: dict[str, Any] = {
         "models": [model.facts() for model in models.values()],
@@ -82,10 +89,20 @@ async def _serve(
     await stop.wait()
     log.info("ending", extra={"facts": {"held_bytes": service.held}})
     service.ending = rest.should_exit = True
+    hurried = asyncio.create_task(_hurried(hurry, rest, calls))
     if calls is not None:
-        await calls.stop(0 if rest.force_exit else settings.timeout)
+        await calls.stop(settings.timeout)
     await serving
+    hurried.cancel()
     await service.close()
+
+
+async def _hurried(hurry: asyncio.Event, rest: _Rest, calls: grpc.aio.Server | None) -> None:
+    """Once asked to, wait for nothing that is unanswered."""
+    await hurry.wait()
+    rest.force_exit = True
+    if calls is not None:
+        await calls.stop(None)
 
 
 def _config(settings: Settings, service: Service) -> uvicorn.Config:
@@ -103,12 +120,13 @@ def _config(settings: Settings, service: Service) -> uvicorn.Config:
     return config
 
 
-def _stopping(rest: _Rest, parent: int | None) -> asyncio.Event:
-    """Return what is set when the process is asked to end."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+def _stopping(parent: int | None) -> tuple[asyncio.Event, asyncio.Event]:
+    """Return what is set when the process is asked to end, and what when it is asked not to wait."""
+    stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
     def interrupted() -> None:
-        rest.force_exit = stop.is_set()
+        if stop.is_set():
+            hurry.set()
         stop.set()
 
     def orphaned(descriptor: int) -> None:
@@ -120,4 +138,4 @@ def _stopping(rest: _Rest, parent: int | None) -> asyncio.Event:
         loop.add_signal_handler(signal.SIGINT, interrupted)
     else:
         loop.add_reader(parent, orphaned, parent)
-    return stop
+    return stop, hurry

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -12,9 +13,13 @@ from pydantic.dataclasses import dataclass
 from robust_export.config import STRICT, Count, Natural, NonNegative, Positive, Precision
 
 MIB = 1 << 20
+COUNTS = (
+    "PROMETHEUS_MULTIPROC_DIR"  # in the environment of workers: the folder where they keep what they count
+)
 FLOOR = 64  # requests of the largest size that can be waiting at once, whatever else is
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+OnReady = Callable[[dict[str, Any]], None]  # told where the server listens, and what it serves
 LogLevel = Literal["info", "warning", "error"]
 
 

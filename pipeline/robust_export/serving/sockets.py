@@ -29,7 +29,6 @@ def listen(host: str, port: int, option: str) -> socket.socket:
         raise RobustExportError(
             f"{host}:{port} cannot be listened on: {error.strerror}; choose another {option}"
         ) from error
-    bound.set_inheritable(True)
     return bound
 
 
@@ -54,6 +53,22 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]
     except (OSError, UnicodeError) as error:
         raise InvalidValue(f"--host is {host!r}, which is no address: {error}") from error
     return found[0], (str(found[4][0]), port)
+
+
+def allow_files(count: int) -> int:
+    """Raise the number of files, sockets among them, that this process may have open; return what it is.
+
+    Many systems start processes with 1024, and let them have more.
+    """
+    try:
+        import resource
+    except ImportError:  # not POSIX, where there is no such limit
+        return count
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        soft = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return count if soft == resource.RLIM_INFINITY else soft
 
 
 def shown(address: tuple[str, int]) -> str:

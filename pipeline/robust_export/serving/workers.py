@@ -19,11 +19,9 @@ from typing import Any
 
 from robust_export.errors import RobustExportError
 from robust_export.serving.logs import LOGGER, set_up
-from robust_export.serving.server import OnReady, run
-from robust_export.serving.settings import Settings
+from robust_export.serving.settings import COUNTS, OnReady, Settings
 from robust_export.serving.sockets import listen, reserve, resolve
 
-SHARED = "PROMETHEUS_MULTIPROC_DIR"  # where workers keep what they count, in the environment
 STEADY = 10.0  # s that a worker lives which did not fail at its start
 PAUSES = (0.1, 30.0)  # s between two starts of a worker that fails at once: the first, and the longest
 
@@ -37,15 +35,17 @@ def serve(settings: Settings, on_ready: OnReady) -> None:
         RobustExportError: if a model cannot be loaded, or a port cannot be had.
     """
     with listen(settings.host, settings.port, "--port") as listener:
+        os.environ.pop(COUNTS, None)  # of another's, at which prometheus_client looks when it is imported
         if settings.workers == 1:
-            os.environ.pop(SHARED, None)
+            from robust_export.serving.server import run
+
             return run(settings, listener, resolve(settings.host, settings.grpc_port)[1], on_ready)
         with _grpc_port(settings) as address, TemporaryDirectory() as counts:
-            os.environ[SHARED] = counts
+            os.environ[COUNTS] = counts
             try:
                 _Supervisor(settings, listener, address, on_ready).run()
             finally:
-                del os.environ[SHARED]
+                del os.environ[COUNTS]
     return None
 
 
@@ -201,6 +201,8 @@ def _work(
     settings: Settings, listener: socket.socket, grpc_address: tuple[str, int], pipe: Connection
 ) -> None:
     """Be a worker. Ctrl-C in a terminal reaches it too; its supervisor is who ends it."""
+    from robust_export.serving.server import run
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         run(settings, listener, grpc_address, lambda facts: pipe.send(("ready", facts, 0)), pipe.fileno())
