@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "pipeline" / "robust_export"
 
 FLOORS = [
-    {"errors", "op"},
+    {"errors", "extras", "op"},
     {"classifier", "config", "device", "files", "gate", "images", "onnx_file", "stop", "timing"},
     {"draws", "headers", "pointwise", "recipe", "sparta", "units"},
     {"native", "activations", "attacks", "bundle", "checkpoint", "data", "processes", "stem", "weights"},

@@ -20,6 +20,10 @@ from robust_export.recipe import build, load_recipe, parse
 SCHEMA = 1
 MANIFEST = "manifest.json"
 HOME = Path("exported")
+FILES = {
+    "fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx", "int8": "model.int8.onnx",
+}  # fmt: skip
+"""{precision: what the bundle's ONNX file of it is called}"""
 NEXT = "next"  # in a file's entry: that of the file which is about to take its place
 
 REQUIRED: dict[str, type] = {

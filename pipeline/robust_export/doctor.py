@@ -14,18 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from robust_export.errors import BuildError
+from robust_export.extras import EXTRAS
 from robust_export.headers import find_tensorrt_headers
 from robust_export.native import find_nvcc, ort_library, trt_library, why_no_library, why_no_trt_library
 
 REQUIRED = ("click", "numpy", "onnx", "pillow", "pydantic", "safetensors")
-
-EXTRAS = {
-    "train": ("torch", "torchvision", "timm", "onnxscript", "scikit-learn", "pyautoattack"),
-    "serve": ("starlette", "uvicorn", "grpcio", "prometheus-client"),
-    "track": ("accelerate", "tensorboard"),
-}
-"""The packages that some commands need, by the extra that brings them."""
-
 
 TENSORRT = {
     "tensorrt": ("tensorrt",),
@@ -58,7 +51,7 @@ def _packages() -> Iterator[Check]:
         advice = "" if found else f"pip install {package}"
         yield Check(package, "ok" if found else "missing", found or "not installed", advice)
     for extra, packages in EXTRAS.items():
-        for package in packages:
+        for package in packages.values():
             found = _version(package)
             advice = "" if found else f"pip install 'robust-export[{extra}]'"
             yield Check(package, "ok" if found else "optional", found or "not installed", advice)

@@ -13,6 +13,7 @@ import click
 
 from robust_export import __version__
 from robust_export.errors import InvalidValue, RobustExportError
+from robust_export.extras import EXTRAS
 from robust_export.stop import Stop
 
 GATE_FAILED = 3  # the exit code of a gate that did not hold
@@ -24,17 +25,6 @@ class Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]
-
-
-EXTRAS = {
-    "train": (
-        "jinja2", "matplotlib", "onnxscript", "pyautoattack", "scipy", "sklearn", "timm", "torch",
-        "torchvision",
-    ),
-    "track": ("accelerate", "tensorboard"),
-    "serve": ("google.protobuf", "grpc", "httptools", "prometheus_client", "starlette", "uvicorn"),
-}  # fmt: skip
-"""The packages that an installation may go without, by the extra that brings them."""
 
 
 class Commands(click.Group):

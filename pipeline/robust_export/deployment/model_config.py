@@ -7,6 +7,7 @@ NVIDIA's client has of it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from robust_export.bundle import Bundle
@@ -21,8 +22,13 @@ WORST_FIRST = ("fail", "undecided", "pass")
 PLATFORMS = {"tensorrt": {"platform": "tensorrt_plan"}, "onnx": {"backend": "onnxruntime"}}
 
 
-def model_config(bundle: Bundle, chosen: Chosen, settings: TritonSettings) -> dict[str, Any]:
+def model_config(
+    bundle: Bundle, chosen: Chosen, settings: TritonSettings, known: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the ModelConfig as nested fields.
+
+    Args:
+        known: its parameters, of `facts`.
 
     Raises:
         InvalidValue: for a setting that the file does not allow.
@@ -44,9 +50,7 @@ def model_config(bundle: Bundle, chosen: Chosen, settings: TritonSettings) -> di
         if chosen.runtime != "onnx":
             raise InvalidValue("--op-library is of ONNX Runtime, which runs no engine: --runtime onnx")
         config["model_operations"] = {"op_library_filename": settings.op_library}
-    config["parameters"] = entries(
-        {key: {"string_value": text} for key, text in facts(bundle, chosen).items()}
-    )
+    config["parameters"] = entries({key: {"string_value": text} for key, text in known.items()})
     return config
 
 

@@ -45,9 +45,10 @@ def write_repository(
     """
     if not re.fullmatch(r"[^\s/?#@\\%.][^\s/?#@\\%]*", bundle.name):
         raise InvalidValue(f"the bundle {bundle.path} is named {bundle.name!r}, which no repository can hold")
-    config = model_config(bundle, chosen, settings)
+    known = facts(bundle, chosen)
+    config = model_config(bundle, chosen, settings, known)
     repository = out or bundle.path / "triton"
-    target, known = repository / bundle.name, facts(bundle, chosen)
+    target = repository / bundle.name
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=repository, prefix=f".{bundle.name}.", suffix=".tmp") as work:

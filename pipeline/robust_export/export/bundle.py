@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from robust_export.bundle import Bundle
+from robust_export.bundle import FILES, Bundle
 from robust_export.errors import InvalidValue, unknown
 from robust_export.export.calibration import Calibration, calibration_images
 from robust_export.export.half import HALVES
@@ -14,10 +14,6 @@ from robust_export.export.precision import lower
 from robust_export.export.quantise import quantise
 from robust_export.models import load
 
-FILES = {
-    "fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx", "int8": "model.int8.onnx",
-}  # fmt: skip
-PRECISIONS = tuple(FILES)
 BF16_OPSET = 22  # the first whose Conv takes bfloat16
 
 
@@ -37,7 +33,7 @@ def export_bundle(
         DataError: if the images of the calibration cannot be had.
     """
     if precision not in FILES:
-        raise unknown("precision", precision, PRECISIONS)
+        raise unknown("precision", precision, FILES)
     if calibration is not None and precision != "int8":
         raise InvalidValue(f"calibration was given for {precision}; only int8 is calibrated: leave it out")
     opset = _opset(opset, precision)

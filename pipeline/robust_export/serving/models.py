@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_export.bundle import Bundle
+from robust_export.bundle import FILES, Bundle
 from robust_export.classifier import Artifact
 from robust_export.errors import ArtifactError, BundleError, InvalidValue
 from robust_export.runtimes import open_file
@@ -99,7 +99,7 @@ def choose(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
         if runtime == ENGINE:
             raise BundleError(f"bundle {bundle.path} has no TensorRT engine for this machine's GPU")
         runtime = "onnxruntime"
-    file = "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+    file = FILES[precision]
     if file not in bundle.files("onnx"):
         raise BundleError(
             f"bundle {bundle.path} has no {file}; make it with `robust-export onnx --model {bundle.path} "

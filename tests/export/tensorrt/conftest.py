@@ -9,8 +9,8 @@ from shutil import copytree
 import pytest
 
 from robust_export import native
-from robust_export.bundle import Bundle
-from robust_export.export.bundle import PRECISIONS, export_bundle
+from robust_export.bundle import FILES, Bundle
+from robust_export.export.bundle import export_bundle
 from robust_export.export.calibration import Calibration
 from robust_export.flavors import Flavor, find
 
@@ -37,7 +37,7 @@ def precisions(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained bundle with ONNX files of every precision; read it only, or copy it (`whole`)."""
     folder = tmp_path_factory.mktemp("precisions") / "tiny"
     copytree(trained, folder)
-    for precision in PRECISIONS[1:]:
+    for precision in list(FILES)[1:]:
         calibration = Calibration(samples=64) if precision == "int8" else None
         export_bundle(Bundle.open(folder), precision=precision, calibration=calibration)
     return folder

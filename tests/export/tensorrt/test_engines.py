@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from robust_export.bundle import FILES
 from robust_export.errors import ArtifactError, InvalidValue, UnknownName
-from robust_export.export.bundle import FILES, PRECISIONS
 from robust_export.export.tensorrt import Batch, Options, build_engine, read
 from robust_export.export.tensorrt.build import Refusal, check_options
 from robust_export.export.tensorrt.engines import build, dotted, parse, targets
@@ -23,7 +23,7 @@ TURING_LACKS = {"fp32": "FP32 GEMM is not supported", "bf16": "b16", "int8": "FP
 
 
 @pytest.mark.parametrize("kind", ["library", "none"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", FILES)
 def test_engines_for_every_compute_capability(
     precisions: Path, rtx: Flavor, plugin: Path, precision: str, kind: str
 ) -> None:

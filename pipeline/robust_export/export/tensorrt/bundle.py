@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from robust_export.bundle import Bundle
+from robust_export.bundle import FILES, Bundle
 from robust_export.errors import ArtifactError, unknown
-from robust_export.export.bundle import FILES, PRECISIONS
 from robust_export.export.tensorrt.build import Options
 from robust_export.export.tensorrt.engines import Capability, Engine, Parsed, Refused, build, describe, parse
 from robust_export.export.tensorrt.graph import Graph, read
@@ -25,7 +24,7 @@ def source(bundle: Bundle, precision: str) -> Path:
         ArtifactError: if the bundle has no such file.
     """
     if precision not in FILES:
-        raise unknown("precision", precision, PRECISIONS)
+        raise unknown("precision", precision, FILES)
     name = FILES[precision]
     if name not in bundle.manifest["files"]:
         raise ArtifactError(

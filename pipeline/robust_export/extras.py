@@ -1,0 +1,17 @@
+"""The packages that an installation may go without, by the extra that brings them."""
+
+from __future__ import annotations
+
+EXTRAS = {
+    "train": {
+        "jinja2": "jinja2", "matplotlib": "matplotlib", "onnxscript": "onnxscript",
+        "pyautoattack": "pyautoattack", "scipy": "scipy", "sklearn": "scikit-learn", "timm": "timm",
+        "torch": "torch", "torchvision": "torchvision",
+    },
+    "serve": {
+        "google.protobuf": "protobuf", "grpc": "grpcio", "httptools": "httptools",
+        "prometheus_client": "prometheus-client", "starlette": "starlette", "uvicorn": "uvicorn",
+    },
+    "track": {"accelerate": "accelerate", "tensorboard": "tensorboard"},
+}  # fmt: skip
+"""{extra: {what is imported: the distribution that it comes in}}"""
