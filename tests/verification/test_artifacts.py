@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from robust_export.bundle import Bundle
-from robust_export.config import Verify
+from robust_export.config import MIN_AGREEMENT, Verify
 from robust_export.errors import ArtifactError
 from robust_export.export.bundle import export_bundle
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
@@ -17,7 +17,10 @@ from robust_export.verification import artifacts, verify
 from tests.runtimes.v2_server import serve
 from tests.verification.test_run import FAST
 
-CHEAP = replace(FAST, samples=48, max_drop=0.2)
+CHEAP = replace(
+    FAST, samples=48, max_drop=0.2,
+    min_agreement={**MIN_AGREEMENT, "bf16": 0.8},  # of 48 images of noise some are as good as tied
+)  # fmt: skip
 
 
 @pytest.fixture
