@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from robust_export.comparison import Plan, load_plan, simple_plan
 from robust_export.comparison.run import check
 from robust_export.config import Recipe
-from robust_export.errors import InvalidValue, RobustExportError
+from robust_export.errors import InvalidValue, RobustExportError, SpartaMismatch
 
 LAYER: dict[str, Any] = {"model": {"image_size": 8}, "train": {"epochs": 3}}
 
@@ -59,7 +60,6 @@ def test_options_make_arms() -> None:
 )
 def test_a_transfer_has_two_controls(text: str, backbone: str, data: str) -> None:
     plan = simple_plan("r18", ["relu"], "digits", 2, LAYER, [text])
-    check(plan)
     learnt, random, bias = plan.arms[1:]
     for arm, gate in ((learnt, "full"), (random, "random"), (bias, "bias")):
         recipe = plan.recipe(arm, 1, Path("there"))
@@ -115,3 +115,13 @@ def test_what_is_refused(tmp_path: Path, text: str, words: str) -> None:
 def test_one_activation_is_no_comparison() -> None:
     with pytest.raises(InvalidValue, match="two or more"):
         simple_plan("r18", ["relu"], "digits", 5, {})
+
+
+def test_a_transfer_is_checked_before_anything_is_trained() -> None:
+    layer = LAYER | {"model": {"image_size": 8, "channels": [8, 8, 16, 16], "stem_width": 8}}
+    check(simple_plan("r34", ["relu"], "digits", 2, layer, ["r18"]))
+    plan = simple_plan("r18", ["relu"], "digits", 2, layer, ["r18"])
+    taken = plan.arms[1]
+    narrow = replace(taken.place, tables={**taken.place.tables, "model": {"channels": [8, 8, 24, 24]}})
+    with pytest.raises(SpartaMismatch, match=r"sparta from r18: .* lacks 24"):
+        check(replace(plan, arms=(plan.arms[0], replace(taken, place=narrow))))

@@ -7,19 +7,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
+
+from torch import nn
 
 from robust_export.comparison.plan import Arm, Plan, slug
 from robust_export.comparison.report import ArmResult, Comparison, SeedResult
 from robust_export.comparison.work import Job, work
 from robust_export.config import Recipe
 from robust_export.data.source import digest_of
-from robust_export.errors import InvalidValue, RobustExportError, TrainingError
+from robust_export.errors import InvalidValue, RobustExportError, SpartaMismatch, TrainingError
 from robust_export.files import write_json
-from robust_export.models import split_name
+from robust_export.models import build_model, split_name
 from robust_export.recipe import tables, to_toml
+from robust_export.sparta import save_sparta
 
 Say = Callable[[str], None]
 
@@ -45,6 +50,7 @@ def compare(
 
     Raises:
         InvalidValue, UnknownName: for a plan that cannot be made into recipes of known models.
+        SpartaMismatch: if the widths of a transfer's backbones differ.
         TrainingError: if runs failed, naming them; the others are finished all the same.
     """
     folder, pool = Path(out), Pool(_count(jobs, device), device, say)
@@ -71,12 +77,29 @@ def compare(
 
 
 def check(plan: Plan) -> None:
-    """Raise what is wrong with a recipe or with a model's name, before anything is trained."""
+    """Raise what is wrong with a recipe, a model's name or a transfer's widths; nothing is trained yet."""
     for arm in plan.arms:
-        learnt = None if arm.source is None else Path("where its function will be")
-        split_name(plan.recipe(arm, 0, learnt).model.name)
-        if arm.source is not None:
-            split_name(plan.source_recipe(arm, 0).model.name)
+        if arm.source is None:
+            split_name(plan.recipe(arm, 0).model.name)
+        else:
+            _check_transfer(plan, arm)
+
+
+def _check_transfer(plan: Plan, arm: Arm) -> None:
+    """Raise SpartaMismatch if a function of the source, here one that learnt nothing, does not fit."""
+    with TemporaryDirectory() as folder:
+        learnt = Path(folder) / "sparta.safetensors"
+        source, target = plan.source_recipe(arm, 0), plan.recipe(arm, 0, learnt)
+        save_sparta(_random(source), learnt)
+        try:
+            _random(target)
+        except SpartaMismatch as error:
+            raise SpartaMismatch(f"{arm.name}: {error}") from error
+
+
+def _random(recipe: Recipe) -> nn.Module:
+    """Return the network of a recipe as it would be without weights to begin with."""
+    return build_model(replace(recipe.model, init="random"), recipe.sparta, num_classes=2)
 
 
 def _pairs(plan: Plan, seeds: int) -> list[tuple[Arm, int]]:
