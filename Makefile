@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TOOLS := .venv-tools
 LOCK := $(TOOLS)/bin/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 	--no-emit-index-url --custom-compile-command 'make lock' $(UPGRADE)
-KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/*)
+KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/* plugins/training/*)
 
 .PHONY: help setup demo test test-serve docker-test kserve-test lock sbom lint format browser clean
 
@@ -32,7 +32,7 @@ demo: $(STAMP)  ## train, export and verify on real data, in minutes
 	$(BIN)/robust-export demo
 
 test: $(STAMP)  ## run every test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-serve:  ## serve in a fresh .venv-serve without torch, and ask with another client
 	rm -rf .venv-serve

@@ -6,7 +6,7 @@
 
 Every contestant trains the same network on the same images with the same attack, in a process of its own: how
 memory is kept is a process's. They take turns, one batch each. "off" is robust-export's loop without its
-optimisations, "ours" with those that pay on CPUs; the ones between have one optimisation each.
+optimisations, "ours" with those that pay on CPUs; the ones between have one optimisation each ("fused" two).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from robust_export.training import learner
 CPU = torch.device("cpu")
 
 OFF = {"channels_last": False, "fold_norms": False}
+OURS = {"channels_last": True, "fold_norms": True, "gradient": True, "memory": True, "fused": True}
 CONTESTANTS: dict[str, dict[str, Any]] = {  # [train], and whether Sparta's gradient and the memory are ours
     "plain": {"plain": True, **OFF},
     "off": OFF,
@@ -45,8 +46,10 @@ CONTESTANTS: dict[str, dict[str, Any]] = {  # [train], and whether Sparta's grad
     "fold_norms": {**OFF, "fold_norms": True},
     "gradient": {**OFF, "gradient": True},
     "memory": {**OFF, "memory": True},
-    "ours": {"channels_last": True, "fold_norms": True, "gradient": True, "memory": True},
-    "compile": {"channels_last": True, "fold_norms": True, "gradient": True, "memory": True, "compile": True},
+    "fused": {**OFF, "channels_last": True, "fused": True},  # whose kernel takes channels_last alone
+    "ours": OURS,
+    "before": {**OURS, "fused": False},
+    "compile": {**OURS, "fused": False, "compile": True},
 }
 
 GROUPS = {

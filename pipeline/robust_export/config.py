@@ -159,6 +159,7 @@ class Train:
     patience: Natural = 0  # epochs without a better robust validation accuracy; 0 never stops
     amp: Literal["off", "bf16", "fp16"] = "off"  # autocast; fp16 with a scaled loss
     channels_last: bool = True
+    fused: bool = False  # Sparta by the fused kernel, on CPUs; the same up to rounding
     fold_norms: bool = False  # attacks run with batch norm folded into the convolutions
     compile: bool = False  # attacks run through torch.compile
     grad_checkpointing: bool = False  # compute planes again in the backward pass, instead of keeping them

@@ -29,6 +29,18 @@ struct Planes {
   float* scratch;     // of planes_floats()
 };
 
+// One image [H, W, C] and its result, or the gradients of it.
+struct Image {
+  const float* x;
+  const float* gradient;  // in y; null where y is asked for
+  float* result;          // y, or the gradient in x
+  float* gate;            // 2 sigmoid(w (*) x + b): written for y, where it is not null; read for the gradients
+  float* of_taps;         // [C][1 + k * k], the gradients in the bias and the taps; null where they are not wanted
+  int64_t height, width, channels;
+  const float* taps;  // [ceil(C / lanes)][1 + k * k][lanes]
+  float* scratch;     // of image_floats()
+};
+
 // One kernel for each k = 1, 3, 5, 7, at k / 2.
 template <class Job>
 struct Table {
@@ -41,6 +53,7 @@ struct Kernels {
   Table<Rows> rows[3];                    // by Type
   Table<Planes> planes[3];                // by Type
   Table<Rows> blocked8, blocked16;        // rows of blocks of channels; null where lanes > block
+  Table<Image> image, gradients;
   void (*exponential)(const float* x, float* y, size_t count);
 };
 
@@ -62,6 +75,11 @@ constexpr int64_t scratch_floats(int64_t width, int64_t block, int64_t k) {
 // The same for small planes: the planes themselves, and their rows.
 constexpr int64_t planes_floats(int64_t height, int64_t width, int64_t lanes, int64_t k) {
   return height * width * lanes + scratch_floats(width, lanes, k);
+}
+
+// Two planes of `lanes` channels, with their borders.
+constexpr int64_t image_floats(int64_t height, int64_t width, int64_t lanes, int64_t k) {
+  return 2 * (height + k - 1) * (width + k - 1) * lanes;
 }
 
 const Kernels& portable_kernels();

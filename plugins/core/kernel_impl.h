@@ -49,15 +49,18 @@ SPARTA_INLINE Floats twice_reciprocal(Floats t) {
   return 2.0f / (t + 1.0f);
 }
 
-// relu(x) * (2 * sigmoid(attention)); the gate is doubled, not x, which could overflow.
-SPARTA_INLINE Floats activate(Floats x, Floats attention) {
+// 2 * sigmoid(attention)
+SPARTA_INLINE Floats gate_of(Floats attention) {
   // sigmoid(a) = 1 / (1 + t) for a >= 0 and t / (1 + t) for a < 0, where t = exp(-|a|) overflows nowhere.
   const Ints sign = reinterpret_cast<Ints>(attention) | INT32_MIN;
   const Floats t = exponential_below_89(reinterpret_cast<Floats>(sign));
   const Floats gate = twice_reciprocal(t);
-  const Floats signed_gate = (attention < Floats{}) ? gate * t : gate;
-  const Floats rectified = larger(Floats{}, x);
-  return rectified * signed_gate;
+  return (attention < Floats{}) ? gate * t : gate;
+}
+
+// relu(x) * (2 * sigmoid(attention)); the gate is doubled, not x, which could overflow.
+SPARTA_INLINE Floats activate(Floats x, Floats attention) {
+  return larger(Floats{}, x) * gate_of(attention);
 }
 
 // ---- rows -----------------------------------------------------------------------------------------
@@ -198,6 +201,14 @@ void planes(const Planes& job) {
   }
 }
 
+}  // namespace
+}  // namespace sparta
+
+#include "image_impl.h"
+
+namespace sparta {
+namespace {
+
 void exponentials(const float* x, float* y, size_t count) {
   size_t i = 0;
   for (; i + lanes <= count; i += lanes) store(y + i, exponential(load(x + i)));
@@ -221,6 +232,10 @@ constexpr Table<Rows> blocked() {
   }
 }
 
+constexpr auto images = Table<Image>{{image_asked<1>, image_asked<3>, image_asked<5>, image_asked<7>}};
+constexpr auto image_gradients =
+    Table<Image>{{gradients_asked<1>, gradients_asked<3>, gradients_asked<5>, gradients_asked<7>}};
+
 constexpr Kernels kernels = {
     SPARTA_NAME,
     lanes,
@@ -228,6 +243,8 @@ constexpr Kernels kernels = {
     {planes_of<float>, planes_of<Float16>, planes_of<Bfloat16>},
     blocked<8>(),
     blocked<16>(),
+    images,
+    image_gradients,
     exponentials,
 };
 

@@ -173,6 +173,21 @@ struct RowCall {
   static constexpr int64_t least = 16384;   // elements that are worth a task of their own
 };
 
+// An image at a time.
+void run_images(const Table<Image>& table, const Image& whole, const Shape& shape, int64_t k, const Pool& pool) {
+  const int64_t size = shape.h * shape.w * shape.c;  // 0: the parameters' gradients are 0, and are written
+  run(pool, shape.n, [&](int64_t n) {
+    Image job = whole;
+    job.x += n * size;
+    job.result += n * size;
+    if (job.gradient != nullptr) job.gradient += n * size;
+    if (job.gate != nullptr) job.gate += n * size;
+    if (job.of_taps != nullptr) job.of_taps += n * shape.c * (1 + k * k);
+    job.scratch = scratch(image_floats(shape.h, shape.w, kernels().lanes, k));
+    table.of[k / 2](job);
+  });
+}
+
 void check(int64_t channels, int64_t expected) {
   if (channels != expected)
     throw std::invalid_argument("Sparta: x has " + std::to_string(channels) + " channels; expected " +
@@ -234,6 +249,21 @@ void apply_blocked(const Function& function, const float* x, float* y, const Sha
   const int64_t k = function.size(), groups = shape.c / block;
   RowCall{blocked_kernels(block).of[k / 2], x, y, shape.n * groups, shape.h, shape.w, block, k, 4,
           function.blocks_.data(), (1 + k * k) * block, groups}(pool);
+}
+
+void apply_last(const Function& function, const float* x, float* y, float* gate, const Shape& shape,
+                const Pool& pool) {
+  check(shape.c, function.channels());
+  const Image job{x, nullptr, y, gate, nullptr, shape.h, shape.w, shape.c, function.blocks_.data(), nullptr};
+  run_images(kernels().image, job, shape, function.size(), pool);
+}
+
+void gradients_last(const Function& function, const float* x, const float* gate, const float* gradient, float* of_x,
+                    float* of_taps, const Shape& shape, const Pool& pool) {
+  check(shape.c, function.channels());
+  const Image job{x, gradient, of_x, const_cast<float*>(gate), of_taps, shape.h, shape.w, shape.c,
+                  function.blocks_.data(), nullptr};
+  run_images(kernels().gradients, job, shape, function.size(), pool);
 }
 
 const char* instructions() { return kernels().name; }

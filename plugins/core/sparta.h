@@ -49,6 +49,9 @@ class Function {
  private:
   friend void apply(const Function&, Type, const void*, void*, const Shape&, const Pool&);
   friend void apply_blocked(const Function&, const float*, float*, const Shape&, const Pool&);
+  friend void apply_last(const Function&, const float*, float*, float*, const Shape&, const Pool&);
+  friend void gradients_last(const Function&, const float*, const float*, const float*, float*, float*, const Shape&,
+                             const Pool&);
   int64_t channels_, size_, block_;
   std::vector<float> rows_;    // [c][1 + k * k]: the bias, then the taps
   std::vector<float> blocks_;  // [c / block][1 + k * k][block], padded with zeros
@@ -61,6 +64,16 @@ void apply(const Function& function, Type type, const void* x, void* y, const Sh
 // The same in ONNX Runtime's blocked order, [N, C / block, H, W, block]; shape.c is the function's
 // channels, rounded up to a multiple of its block. The results of the channels that pad are 0.
 void apply_blocked(const Function& function, const float* x, float* y, const Shape& shape, const Pool& pool);
+
+// The same in the order [N, H, W, C], for training; the function is of block 0. y is not x. The gate,
+// 2 sigmoid(w (*) x + b), is kept where it is not null.
+void apply_last(const Function& function, const float* x, float* y, float* gate, const Shape& shape,
+                const Pool& pool);
+
+// From x, the gate and the gradient in y [N, H, W, C] those in x, of the same order, and for each image in the
+// parameters: of_taps [N, C, 1 + k * k], the bias first; null where they are not wanted.
+void gradients_last(const Function& function, const float* x, const float* gate, const float* gradient, float* of_x,
+                    float* of_taps, const Shape& shape, const Pool& pool);
 
 // "avx512", "avx2" or "portable": the instructions that were chosen for this CPU when the library was
 // loaded: the best there are, unless SPARTA_ISA in the environment names others that there are.

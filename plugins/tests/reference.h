@@ -30,7 +30,7 @@ double round_to(double value, Type type) {
   return std::abs(rounded) > largest ? std::copysign(INFINITY, value) : rounded;
 }
 
-double unit_of(double value, Type type) {  // in the last place
+inline double unit_of(double value, Type type) {  // in the last place
   const Format& f = formats[static_cast<int>(type)];
   const int exponent = value == 0 ? f.lowest : std::max(std::ilogb(value), f.lowest);
   return std::ldexp(1.0, exponent - f.mantissa);

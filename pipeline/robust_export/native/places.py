@@ -47,7 +47,7 @@ def source_digest() -> str:
     """Return 12 hexadecimal digits that change with the sources of what is built."""
     folder = sources()
     files = [folder / "CMakeLists.txt"]
-    for room in ("core", "onnxruntime", "tensorrt"):
+    for room in ("core", "onnxruntime", "tensorrt", "training"):
         files += sorted(path for path in (folder / room).iterdir() if path.is_file())
     digest = hashlib.sha256()
     for file in files:

@@ -9,15 +9,19 @@ from robust_export.config import Train
 from robust_export.draws import LEAST
 from robust_export.errors import InvalidValue, UnsupportedModel, reason
 from robust_export.processes import Processes
+from robust_export.training.fused import fuse_sparta
 
 
 def prepared(network: nn.Module, settings: Train, processes: Processes) -> nn.Module:
-    """Return the network with checkpointing, and with batch norms that see the whole batch, as asked.
+    """Return the network with the kernel, checkpointing, and norms that see the whole batch, as asked.
 
     Raises:
+        InvalidValue: for fused without the kernel.
         InvalidValue: for sync_batchnorm without GPUs.
         UnsupportedModel: for a backbone that cannot compute its planes again.
     """
+    if settings.fused:
+        fuse_sparta(network)
     if settings.grad_checkpointing:
         _keep_less(network)
     if settings.sync_batchnorm and processes.device.type != "cuda":
