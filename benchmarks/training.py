@@ -48,7 +48,6 @@ CONTESTANTS: dict[str, dict[str, Any]] = {  # [train], and whether Sparta's grad
     "memory": {**OFF, "memory": True},
     "fused": {**OFF, "channels_last": True, "fused": True},  # whose kernel takes channels_last alone
     "ours": OURS,
-    "before": {**OURS, "fused": False},
     "compile": {**OURS, "fused": False, "compile": True},
 }
 
@@ -60,6 +59,7 @@ GROUPS = {
         "mul", "mul_", "sigmoid", "sigmoid_backward", "relu", "clamp_min", "threshold_backward", "add_",
         "add",
     ),
+    "Sparta's kernel": ("Fused", "FusedBackward"),
 }  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage; ResNet-18 has 64")
     for name, value in (("batch", 32), ("steps", 10), ("threads", 1), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--only", default="plain,off,channels_last,fold_norms,gradient,memory,ours")
+    parser.add_argument("--only", default="plain,off,channels_last,fold_norms,gradient,memory,fused,ours")
     parser.add_argument("--profile", action="store_true", help="say where the time of `off` and `ours` goes")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--shares", help=argparse.SUPPRESS)
