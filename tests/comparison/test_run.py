@@ -213,6 +213,19 @@ def test_the_terminals_ctrl_c_is_not_the_runs(tmp_path: Path, monkeypatch: pytes
     assert int(str(said.value)) != os.getpgid(0)
 
 
+def test_what_an_earlier_release_measured_is_kept(tmp_path: Path) -> None:
+    """Its recipes lack what has come since; another value of anything makes it another run."""
+    recipe = tables(tiny_recipe())
+    job = Job(tmp_path / "seed-0", recipe, "cpu")
+    earlier = json.loads(json.dumps(recipe))
+    del earlier["train"]["fused"]
+    job.result_file.write_text(json.dumps({**result(0, 0.5, 0.4), "recipe": earlier}))
+    assert job.result() is not None
+    for other in ({**earlier, "train": {**earlier["train"], "lr": 0.3}}, {"of": "another age"}, None):
+        job.result_file.write_text(json.dumps({"recipe": other}))
+        assert job.result() is None
+
+
 # --- the report ---
 
 

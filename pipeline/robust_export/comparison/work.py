@@ -52,9 +52,10 @@ class Job:
         """Return what was measured already, None where that is not finished or of another recipe."""
         try:
             found: dict[str, Any] = json.loads(self.result_file.read_text("utf-8"))
-        except (OSError, ValueError):
+            theirs = parse(found["recipe"], str(self.result_file))  # of an earlier release: with less in it
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RobustExportError):
             return None
-        return found if found.get("recipe") == json.loads(json.dumps(self.recipe)) else None
+        return found if theirs == parse(self.recipe, str(self.folder)) else None
 
 
 def work(job: Job, stop: Stop | None = None, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
