@@ -149,7 +149,9 @@ class Comparison:
             reach = zero.ci95[1] - zero.mean
             axes.errorbar(zero.mean, place, xerr=reach, fmt="s", color="C0", capsize=3)
         axes.set_yticks(range(len(self.arms)), [arm.name for arm in reversed(self.arms)])
-        axes.set_xlabel("robust accuracy under AutoAttack, %: seeds, mean and its 95 % interval")
+        figure.supxlabel(  # of the figure, whose width long names of arms do not take from it
+            "robust accuracy under AutoAttack, %: seeds, mean and its 95 % interval", fontsize="medium"
+        )
         axes.grid(axis="x", alpha=0.3)
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
