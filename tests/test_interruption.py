@@ -56,7 +56,6 @@ def weights(folder: Path) -> bytes:
     [
         ("replace", 2),  # the first checkpoint's tensors are on disk, its pointer is not
         ("augment", 15),  # in the middle of the second epoch
-        ("replace", 7),  # between the tensors and the pointer of the second epoch
         ("replace", 10),  # all epochs are done, weights.safetensors is not yet in its place
         ("replace", 13),  # everything but the manifest
     ],

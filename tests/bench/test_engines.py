@@ -9,12 +9,15 @@ from typing import Any
 import onnx
 import pytest
 from click.testing import CliRunner
+from torch import nn
 
 from robust_export.bench import engines
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.errors import ArtifactError, InvalidValue, UnknownName
+from robust_export.export.onnx import to_onnx
 from robust_export.export.tensorrt import Graph, Options
+from robust_export.sparta import Sparta
 
 
 class Classifier:
@@ -31,6 +34,16 @@ class Classifier:
 
     def fused_nodes(self) -> int:
         return self.sparta_nodes
+
+
+EXPORTED: dict[tuple[bool, int], bytes] = {}  # of the one network here and its twin, by opset: slow to export
+
+
+def exported(network: nn.Module, *plane: int, opset: int) -> onnx.ModelProto:
+    key = (any(isinstance(module, Sparta) for module in network.modules()), opset)
+    if key not in EXPORTED:
+        EXPORTED[key] = to_onnx(network, *plane, opset=opset).SerializeToString()
+    return onnx.load_from_string(EXPORTED[key])
 
 
 @pytest.fixture
@@ -51,6 +64,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Graph, str, Options]]:
 
         yield Engine()
 
+    monkeypatch.setattr(engines, "to_onnx", exported)
     monkeypatch.setattr(engines, "gpu", lambda: (8, 9))
     monkeypatch.setattr(engines, "find", lambda: None)
     monkeypatch.setattr(engines, "parse", parse)
