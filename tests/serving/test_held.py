@@ -156,6 +156,7 @@ def test_only_so_many_requests_of_a_connection_wait(patient: Served) -> None:
     with patient.connect() as connection:
         connection.sendall(LATE + GET * 17)
         assert everything(connection) == b""
+    assert patient.entered.wait(LONG)  # which may be after the connection's end
     assert patient.asked == ["/late"]
     patient.let.set()
     with patient.connect() as connection:
