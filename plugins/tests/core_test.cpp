@@ -3,12 +3,9 @@
 //
 //   core_test [cases] [seed]        SPARTA_ISA chooses the instructions; exits with 77 where there are none such
 //   core_test --threads             only what several threads work on, for ThreadSanitizer
-//   core_test --every-float         only exp, on all 2^32 arguments (minutes) instead of a sample
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -16,28 +13,16 @@
 #include <random>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "reference.h"
 #include "sparta.h"
+#include "testing.h"
 
 using sparta::Shape;
 using sparta::Type;
 
 namespace {
-
-int failures = 0;
-
-#define CHECK(condition, ...)                           \
-  do {                                                  \
-    if (!(condition)) {                                 \
-      std::printf("FAILED %s:%d ", __FILE__, __LINE__); \
-      std::printf(__VA_ARGS__);                         \
-      std::printf("\n");                                \
-      if (++failures > 20) std::exit(1);                \
-    }                                                   \
-  } while (false)
 
 // ---- the formula, in float64 ---------------------------------------------------------------------------
 
@@ -79,19 +64,6 @@ Expected formula(const Case& c, const X& x, const Tensor& weight, const Tensor& 
   const double off = std::isinf(attention) ? 0 : size * static_cast<double>(c.k * c.k + 2) * std::ldexp(1.0, -24);
   const double unit = std::ldexp(8.0, -24);
   return {y(attention - off) * (1 - unit), y(attention), y(attention + off) * (1 + unit)};
-}
-
-sparta::Pool threads() {
-  return {nullptr, [](void*, void (*task)(void*, size_t), size_t count, void* argument) {
-            std::atomic<size_t> next{0};
-            const auto work = [&] {
-              for (size_t i; (i = next++) < count;) task(argument, i);
-            };
-            std::thread other(work), another(work);
-            work();
-            other.join();
-            another.join();
-          }};
 }
 
 bool close(double found, const Expected& expected, Type type) {
@@ -268,40 +240,6 @@ void rounds_to_nearest_even() {
   }
 }
 
-void exponential(bool every) {
-  const uint64_t step = every ? 1 : 1009;
-  constexpr size_t chunk = 4096;
-  std::vector<float> x(chunk), y(chunk);
-  double worst = 0, worst_subnormal = 0;
-  for (uint64_t first = 0; first < (uint64_t{1} << 32); first += step * chunk) {
-    for (size_t i = 0; i < chunk; ++i) {
-      const uint32_t bits = static_cast<uint32_t>(first + i * step);
-      std::memcpy(&x[i], &bits, 4);
-    }
-    sparta::exponential(x.data(), y.data(), chunk);
-    for (size_t i = 0; i < chunk; ++i) {
-      const double exact = std::exp(static_cast<double>(x[i]));
-      if (std::isnan(x[i])) {
-        CHECK(std::isnan(y[i]), "exp(NaN) is %g", static_cast<double>(y[i]));
-      } else if (round_to(exact, Type::float32) == INFINITY || y[i] == INFINITY) {
-        // Just below the largest float the error of two units may reach over it.
-        CHECK(y[i] == INFINITY || y[i] > 3.4028e38f, "exp(%g) is %g", static_cast<double>(x[i]), static_cast<double>(y[i]));
-        CHECK(exact > 3.4028e38, "exp(%g) is infinite", static_cast<double>(x[i]));
-      } else {
-        const double error = std::abs(static_cast<double>(y[i]) - exact) / unit_of(exact, Type::float32);
-        (exact < std::ldexp(1.0, -126) ? worst_subnormal : worst) = std::max(exact < std::ldexp(1.0, -126) ? worst_subnormal : worst, error);
-      }
-    }
-  }
-  std::printf("exp: %.3f units in the last place at most, %.3f where the result is subnormal (%s)\n", worst, worst_subnormal,
-              sparta::instructions());
-  CHECK(worst <= 2.5 && worst_subnormal <= 1.5, "exp is less exact than sparta.h says");
-  const float edges[] = {0.0f, -0.0f, INFINITY, -INFINITY};
-  float found[4];
-  sparta::exponential(edges, found, 4);
-  CHECK(found[0] == 1 && found[1] == 1 && found[2] == INFINITY && found[3] == 0, "exp at 0 and the infinities");
-}
-
 template <class Body>
 void refuses(const char* what, const Body& body) {
   try {
@@ -326,25 +264,17 @@ void refuses_nonsense() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* const asked = std::getenv("SPARTA_ISA");
-  if (asked != nullptr && std::strcmp(asked, sparta::instructions()) != 0) {
-    std::printf("this CPU or compiler has no %s; it would run %s\n", asked, sparta::instructions());
-    return 77;
-  }
-  if (argc > 1 && std::strcmp(argv[1], "--every-float") == 0) {
-    exponential(true);
-  } else if (argc > 1 && std::strcmp(argv[1], "--threads") == 0) {
-    bands();
-    random_shapes(40, 0, true);
-  } else {
-    exponential(false);
+  return run_tests([&] {
+    if (argc > 1 && std::strcmp(argv[1], "--threads") == 0) {
+      bands();
+      random_shapes(40, 0, true);
+      return;
+    }
     extends_relu();
     rounds_to_nearest_even();
     refuses_nonsense();
     extreme_shapes();
     bands();
     random_shapes(argc > 1 ? std::atoi(argv[1]) : 300, argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0, false);
-  }
-  std::printf("%s: %s\n", sparta::instructions(), failures == 0 ? "ok" : "FAILED");
-  return failures == 0 ? 0 : 1;
+  });
 }

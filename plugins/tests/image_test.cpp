@@ -3,23 +3,18 @@
 //
 //   image_test [--threads]       SPARTA_ISA chooses the instructions; exits with 77 where there are none such
 
-#include <atomic>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "reference.h"
 #include "sparta.h"
+#include "testing.h"
 
 using sparta::Shape;
 
 namespace {
-
-int failures = 0;
 
 struct Case {
   Shape shape;
@@ -74,20 +69,9 @@ void compare(const char* what, const Case& c, const Tensor& found, const std::ve
   double scale = 1, worst = 0;
   for (const double value : expected) scale = std::max(scale, std::abs(value));
   for (size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, std::abs(found.at(i) - expected[i]));
-  if (worst <= 4e-6 * scale) return;
-  std::printf("FAILED %s of [%ld, %ld, %ld, %ld] k=%ld is off by %g of %g\n", what, static_cast<long>(c.shape.n),
-              static_cast<long>(c.shape.c), static_cast<long>(c.shape.h), static_cast<long>(c.shape.w),
-              static_cast<long>(c.k), worst, scale);
-  if (++failures > 20) std::exit(1);
-}
-
-// A thread for each task.
-sparta::Pool threads() {
-  return {nullptr, [](void*, void (*task)(void*, size_t), size_t count, void* argument) {
-            std::vector<std::thread> running;
-            for (size_t i = 0; i < count; ++i) running.emplace_back(task, argument, i);
-            for (std::thread& one : running) one.join();
-          }};
+  CHECK(worst <= 4e-6 * scale, "%s of [%ld, %ld, %ld, %ld] k=%ld is off by %g of %g", what, static_cast<long>(c.shape.n),
+        static_cast<long>(c.shape.c), static_cast<long>(c.shape.h), static_cast<long>(c.shape.w),
+        static_cast<long>(c.k), worst, scale);
 }
 
 void try_case(const Case& c, std::mt19937_64& random, const sparta::Pool& pool) {
@@ -118,15 +102,13 @@ void try_case(const Case& c, std::mt19937_64& random, const sparta::Pool& pool) 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* const asked = std::getenv("SPARTA_ISA");
-  if (asked != nullptr && std::strcmp(asked, sparta::instructions()) != 0) return 77;
-  const bool several = argc > 1 && std::strcmp(argv[1], "--threads") == 0;
-  std::mt19937_64 random(0);
-  const auto below = [&](uint64_t limit) { return static_cast<int64_t>(random() % limit); };
-  for (int i = 0; i < (several ? 20 : 200); ++i) {
-    const Case c{{below(4), below(40), below(10), below(10)}, 1 + 2 * (i % 4), i % 3 != 0};
-    try_case(c, random, several ? threads() : sparta::serial());
-  }
-  std::printf("%s: %s\n", sparta::instructions(), failures == 0 ? "ok" : "FAILED");
-  return failures == 0 ? 0 : 1;
+  return run_tests([&] {
+    const bool several = argc > 1 && std::strcmp(argv[1], "--threads") == 0;
+    std::mt19937_64 random(0);
+    const auto below = [&](uint64_t limit) { return static_cast<int64_t>(random() % limit); };
+    for (int i = 0; i < (several ? 20 : 200); ++i) {
+      const Case c{{below(4), below(40), below(10), below(10)}, 1 + 2 * (i % 4), i % 3 != 0};
+      try_case(c, random, several ? threads() : sparta::serial());
+    }
+  });
 }
