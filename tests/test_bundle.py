@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from robust_export import files
 from robust_export.bundle import MANIFEST, SCHEMA, Bundle, locate
 from robust_export.config import Recipe, Threat
-from robust_export.errors import BundleError, RobustExportError
+from robust_export.errors import BundleError
 from robust_export.files import sha256
 from robust_export.provenance import now, versions
-from robust_export.recipe import to_toml
-
-Manifest = dict[str, Any]
-
-CONTENT = {
-    "weights.safetensors": ("weights", b"weights" * 100),
-    "model.onnx": ("onnx", b"graph" * 100),
-    "checkpoints/last": ("checkpoint", b"\x00"),
-    "empty.json": ("report", b""),
-    "recipe.toml": ("recipe", to_toml(Recipe()).encode()),
-}
-
-GIVEN: Manifest = {
-    "name": "tiny",
-    "created": now(),
-    "model": "r18_sparta",
-    "labels": ["cat", "dog"],
-    **{key: {} for key in ("input", "output", "preprocessing")},
-    "threat": {"norm": "L2", "eps": 0.5},
-    "provenance": {"seed": 0},
-}
-
-
-def make(path: Path, name: str = "tiny") -> Bundle:
-    """Write a small bundle by hand."""
-    for file, (_, content) in CONTENT.items():
-        (path / file).parent.mkdir(parents=True, exist_ok=True)
-        (path / file).write_bytes(content)
-    return Bundle.create(path, {**GIVEN, "name": name}, {file: kind for file, (kind, _) in CONTENT.items()})
+from tests.small_bundle import CONTENT, GIVEN, Manifest, make
 
 
 @pytest.fixture
@@ -92,39 +61,6 @@ def test_a_file_that_is_not_listed(folder: Path) -> None:
     assert str(folder) in str(caught.value)
     assert all(file in str(caught.value) for file in CONTENT)
     assert bundle.files("engine") == []
-
-
-# --- write ---
-
-
-def test_write_lists_a_new_file(folder: Path) -> None:
-    bundle = Bundle.open(folder)
-    written = bundle.write({"model.fp16.onnx": b"half"}, "onnx", precision="fp16")
-    assert written == [folder / "model.fp16.onnx"]
-    assert written[0].read_bytes() == b"half"
-    for again in (bundle, Bundle.open(folder)):
-        assert again.files("onnx") == ["model.onnx", "model.fp16.onnx"]
-        assert again.manifest["files"]["model.fp16.onnx"]["precision"] == "fp16"
-
-
-def test_write_replaces_a_file_and_its_digest(folder: Path) -> None:
-    Bundle.open(folder).write({"model.onnx": b"another graph"}, "onnx")
-    entry = Bundle.open(folder).manifest["files"]["model.onnx"]
-    assert entry == {"sha256": sha256(folder / "model.onnx"), "bytes": 13, "kind": "onnx"}
-
-
-def test_write_leaves_everything_as_it_was_if_the_manifest_cannot_be_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = (folder / MANIFEST).read_bytes()
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RobustExportError, match=MANIFEST):
-        Bundle.open(folder).write({"model.onnx": b"another"}, "other")
-    assert (folder / MANIFEST).read_bytes() == before
 
 
 # --- altered, missing, unfinished ---
@@ -306,80 +242,3 @@ def test_facts_of_the_making() -> None:
     assert made.utcoffset() == timedelta(0)
     assert datetime.now(UTC) - made < timedelta(hours=1)
     assert "." not in now()
-
-
-# --- writing into a bundle, killed at any moment ---
-
-
-class Killed(BaseException):
-    """What nothing catches, as kill -9."""
-
-
-@pytest.mark.parametrize("moment", range(8))
-def test_a_bundle_that_is_killed_while_it_is_written_into_stays_whole(
-    folder: Path, moment: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At every replacement of a file, before and after it."""
-    replace, done = os.replace, 0
-
-    def killed(*paths: Any) -> None:
-        nonlocal done
-        if done == moment:
-            raise Killed
-        replace(*paths)
-        done += 1
-        if done == moment:
-            raise Killed
-
-    bundle = Bundle.open(folder)
-    monkeypatch.setattr(os, "replace", killed)
-    try:
-        bundle.write({"model.onnx": b"another", "empty.json": "{}", "new.json": "[]"}, "onnx", opset=22)
-    except Killed:
-        finished = False
-    else:
-        finished = True
-    monkeypatch.setattr(os, "replace", replace)
-    assert finished == (moment > 5)  # the manifest, three files, the manifest
-    opened = Bundle.open(folder)
-    for name, old in (("model.onnx", b"graph" * 100), ("empty.json", b"")):
-        new = {"model.onnx": b"another", "empty.json": b"{}"}[name]
-        content = opened.file(name).read_bytes()
-        assert content in (old, new)
-        assert ("opset" in opened.manifest["files"][name]) == (content == new)
-    opened.write({"later.json": "{}"}, "report")  # and goes on from there
-    assert Bundle.open(folder).files("report")
-
-
-def test_a_file_that_cannot_be_written_leaves_the_old_one_listed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from robust_export import bundle as room
-
-    def full(path: Path, content: bytes) -> Path:
-        if path.name == "model.onnx":
-            raise RobustExportError("disk full")
-        return write(path, content)
-
-    write = files.write_atomically
-    monkeypatch.setattr(room, "write_atomically", full)
-    with pytest.raises(RobustExportError, match="disk full"):
-        Bundle.open(folder).write({"model.onnx": b"another"}, "onnx")
-    opened = Bundle.open(folder)
-    assert opened.file("model.onnx").read_bytes() == b"graph" * 100
-
-
-def test_a_third_content_is_still_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a file is replaced, the old and the new one are taken, and no other."""
-    from robust_export import bundle as room
-
-    def stop(path: Path, content: bytes) -> Path:
-        raise Killed
-
-    monkeypatch.setattr(room, "write_atomically", stop)
-    with pytest.raises(Killed):
-        Bundle.open(folder).write({"model.onnx": b"another"}, "onnx")
-    Bundle.open(folder)
-    (folder / "model.onnx").write_bytes(b"altered")
-    with pytest.raises(BundleError, match="altered"):
-        Bundle.open(folder)
