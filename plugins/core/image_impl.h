@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 namespace sparta {
 namespace {
 
@@ -25,14 +27,43 @@ struct Bordered {
   SPARTA_INLINE float* at(int64_t i, int64_t j) const { return first + (i + reach) * pitch + (j + reach) * lanes; }
 };
 
-template <int k>
-SPARTA_INLINE Floats attention_at(const float* centre, int64_t pitch, const Taps<k, lanes>& taps) {
+// 2 * sigmoid(a) = 2 / (1 + exp(-a)); within 4e-38 of it beyond |a| = 87, NaN for NaN. In half the operations of
+// gate_of, whose values below 1e-38 are exact as well: 2^n is one factor, since n is within -126 and 126.
+SPARTA_INLINE Floats gate_in_training(Floats a) {
+  const Floats x = larger(all(-87.0f), -larger(all(-87.0f), a));
+  const Floats magic = all(0x1.8p23f + 127);  // n + 127 is then the end of the bits of `shifted`
+  const Floats shifted = x * all(0x1.715476p+0f) + magic;
+  const Floats n = shifted - magic;
+  const Floats r = (x - n * all(0x1.62e4p-1f)) - n * all(0x1.7f7d1cp-20f);
+  Floats p = all(0x1.106252p-7f);
+  p = p * r + all(0x1.572a64p-5f);
+  p = p * r + all(0x1.5557b0p-3f);
+  p = p * r + all(0x1.fffdfcp-2f);
+  p = p * r + all(1.0f);
+  p = p * r + all(1.0f);
+  return 2.0f / (p * reinterpret_cast<Floats>(reinterpret_cast<Ints>(shifted) << 23) + 1.0f);
+}
+
+// Adds w (*) what is around each of `few` neighbours in a row to their sums, or w turned by 180 degrees, w (*)^T, for
+// a direction of -1. Several side by side, since the sums of one alone would wait for each other.
+template <int k, int few, int direction>
+SPARTA_INLINE void convolve(const float* centre, int64_t pitch, const Taps<k, lanes>& taps, Floats* sums) {
   constexpr int reach = k / 2;
-  Floats sum = taps.bias[0];
   for (int row = 0; row < k; ++row)
     for (int column = 0; column < k; ++column)
-      sum += taps.tap[0][row * k + column] * load(centre + (row - reach) * pitch + (column - reach) * lanes);
-  return sum;
+      for (int p = 0; p < few; ++p)
+        sums[p] += taps.tap[0][row * k + column] *
+                   load(centre + direction * (row - reach) * pitch + (direction * (column - reach) + p) * lanes);
+}
+
+// Runs body(j, few) for the pixels of a row, `few` of them from j on at a time.
+template <class Body>
+SPARTA_INLINE void by_few(int64_t width, const Body& body) {
+  constexpr std::integral_constant<int, 4> several;
+  constexpr std::integral_constant<int, 1> one;
+  int64_t j = 0;
+  for (; j + several <= width; j += several) body(j, several);
+  for (; j < width; ++j) body(j, one);
 }
 
 struct Whole {  // a group of as many channels as a vector has
@@ -61,14 +92,19 @@ void image(const Image& job) {
   by_group(job.channels, [&](int64_t first, auto some) __attribute__((always_inline)) {
     const Taps<k, lanes> taps(job.taps + first * (1 + k * k));
     take<k>(job, first, some, x);
-    int64_t pixel = first;
     for (int64_t i = 0; i < job.height; ++i)
-      for (int64_t j = 0; j < job.width; ++j, pixel += job.channels) {
+      by_few(job.width, [&](int64_t j, auto few) __attribute__((always_inline)) {
         const float* const at = x.at(i, j);
-        const Floats gate = gate_of(attention_at<k>(at, x.pitch, taps));
-        if constexpr (keep) store_up_to(job.gate + pixel, gate, some);
-        store_up_to(job.result + pixel, larger(Floats{}, load(at)) * gate, some);
-      }
+        const int64_t pixel = (i * job.width + j) * job.channels + first;
+        Floats gates[few];
+        for (int p = 0; p < few; ++p) gates[p] = taps.bias[0];
+        convolve<k, few, 1>(at, x.pitch, taps, gates);
+        for (int p = 0; p < few; ++p) gates[p] = gate_in_training(gates[p]);
+        for (int p = 0; p < few; ++p) {
+          if constexpr (keep) store_up_to(job.gate + pixel + p * job.channels, gates[p], some);
+          store_up_to(job.result + pixel + p * job.channels, larger(Floats{}, load(at + p * lanes)) * gates[p], some);
+        }
+      });
   });
 }
 
@@ -84,39 +120,40 @@ void gradients(const Image& job) {
   by_group(job.channels, [&](int64_t first, auto some) __attribute__((always_inline)) {
     const Taps<k, lanes> taps(job.taps + first * count);
     if constexpr (of_taps) take<k>(job, first, some, x);
-    Floats sums[count] = {};
-    int64_t pixel = first;
-    for (int64_t i = 0; i < job.height; ++i)
-      for (int64_t j = 0; j < job.width; ++j, pixel += job.channels) {
+    Floats of_these[count] = {};
+    // A row of of_a, and then the row of the result that has waited for it; until then it holds its first term.
+    for (int64_t i = 0; i < job.height + reach; ++i) {
+      for (int64_t j = 0; i < job.height && j < job.width; ++j) {
+        const int64_t pixel = (i * job.width + j) * job.channels + first;
         const Floats value = load_up_to(job.x + pixel, some), gate = load_up_to(job.gate + pixel, some);
         const Floats gradient = load_up_to(job.gradient + pixel, some);
         const Floats through = (value <= Floats{}) ? Floats{} : gradient * gate;
         const Floats steep = through * value * (1.0f - 0.5f * gate);
         store(of_a.at(i, j), steep);
+        store_up_to(job.result + pixel, through, some);
         if constexpr (of_taps) {
           const float* const at = x.at(i, j);
-          sums[0] += steep;
+          of_these[0] += steep;
           for (int row = 0; row < k; ++row)
             for (int column = 0; column < k; ++column)
-              sums[1 + row * k + column] += steep * load(at + (row - reach) * x.pitch + (column - reach) * lanes);
+              of_these[1 + row * k + column] +=
+                  steep * load(at + (row - reach) * x.pitch + (column - reach) * lanes);
         }
       }
-    pixel = first;
-    for (int64_t i = 0; i < job.height; ++i)
-      for (int64_t j = 0; j < job.width; ++j, pixel += job.channels) {
-        const Floats value = load_up_to(job.x + pixel, some), gate = load_up_to(job.gate + pixel, some);
-        const Floats gradient = load_up_to(job.gradient + pixel, some);
-        const float* const at = of_a.at(i, j);
-        Floats sum = (value <= Floats{}) ? Floats{} : gradient * gate;
-        for (int row = 0; row < k; ++row)
-          for (int column = 0; column < k; ++column)
-            sum += taps.tap[0][row * k + column] * load(at + (reach - row) * of_a.pitch + (reach - column) * lanes);
-        store_up_to(job.result + pixel, sum, some);
-      }
+      if (i < reach) continue;
+      by_few(job.width, [&](int64_t j, auto few) __attribute__((always_inline)) {
+        const float* const at = of_a.at(i - reach, j);
+        float* const result = job.result + ((i - reach) * job.width + j) * job.channels + first;
+        Floats sums[few];
+        for (int p = 0; p < few; ++p) sums[p] = load_up_to(result + p * job.channels, some);
+        convolve<k, few, -1>(at, of_a.pitch, taps, sums);
+        for (int p = 0; p < few; ++p) store_up_to(result + p * job.channels, sums[p], some);
+      });
+    }
     if constexpr (of_taps) {
       for (int64_t t = 0; t < count; ++t) {
         float one[lanes];
-        store(one, sums[t]);
+        store(one, of_these[t]);
         for (int64_t c = 0; c < some; ++c) job.of_taps[(first + c) * count + t] = one[c];
       }
     }
