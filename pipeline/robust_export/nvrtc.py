@@ -187,7 +187,7 @@ def machine_code(cubin: bytes) -> dict[str, MachineCode]:
     Raises:
         BuildError: if there is no cuobjdump.
     """
-    command = _cuobjdump()
+    command = cuobjdump()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.cubin"
         file.write_bytes(cubin)
@@ -206,7 +206,12 @@ def _says(command: str, option: str, file: Path) -> str:
     return subprocess.run([command, option, file], capture_output=True, text=True, check=True).stdout
 
 
-def _cuobjdump() -> str:
+def cuobjdump() -> str:
+    """Return the command that shows what is in a cubin, or in a library that has some: of a wheel, or installed.
+
+    Raises:
+        BuildError: if there is none.
+    """
     for root in _wheels():
         found = sorted(root.glob("*/bin/cuobjdump"))
         if found:

@@ -12,6 +12,19 @@ from tests.native.stand_ins import CMAKE, ORT, TRT, headers, program, providers
 
 
 @pytest.fixture
+def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A C++ compiler that optimises nothing, where it matters that a library is built and not what it does."""
+    try:
+        compiler = native.find_tools().compiler
+    except BuildError as error:
+        pytest.skip(str(error))
+    script = tmp_path / "quick-c++"
+    script.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
+@pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with an empty cache, no TensorRT, no GPU, and an nvcc that compiles nothing."""
     monkeypatch.setenv("ROBUST_EXPORT_CACHE", str(tmp_path / "cache"))

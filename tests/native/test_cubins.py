@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +11,14 @@ import pytest
 
 from robust_export import native
 from robust_export.errors import BuildError
-from robust_export.nvrtc import Kernel, MachineCode, compile_kernels, every_kernel, machine_code
+from robust_export.nvrtc import (
+    Kernel,
+    MachineCode,
+    compile_kernels,
+    cuobjdump,
+    every_kernel,
+    machine_code,
+)
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -19,20 +26,50 @@ MOST_REGISTERS = {1: 102, 3: 102, 5: 255, 7: 255}
 """Of planes, by k: five blocks of 128 threads in 65536 registers for the sizes that networks have."""
 
 
-@functools.cache
-def compiled(architecture: str) -> Mapping[str, MachineCode]:
+NAMED = re.compile(
+    r"(?:planes|channels8)_kernelI(f|6__half|13__nv_bfloat16)Li(\d)E(?:Li(\d)E)?Lb([01])E"
+)  # as C++ mangles cuda_launch.cu's: type, k, elements of an access where they are planes, add
+TYPES = {"f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The machine code in the library that was built, by its architecture; none where nvcc built none."""
+    library = native.trt_library()
+    if library is None:
+        return {}
+    folder = tmp_path_factory.mktemp("cubins")
     try:
-        return machine_code(compile_kernels(every_kernel(), architecture))
+        command = [cuobjdump(), "-xelf", "all", str(library)]
+    except BuildError as error:
+        pytest.skip(str(error))
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return {file.name.split(".")[-2]: file for file in folder.iterdir()}
+
+
+def compiled(architecture: str, cubins: dict[str, Path]) -> Mapping[str, MachineCode]:
+    """Return the kernels as nvcc made them for the library, or else as NVRTC makes them."""
+    try:
+        if architecture not in cubins:
+            return machine_code(compile_kernels(every_kernel(), architecture))
+        found = machine_code(cubins[architecture].read_bytes())
     except BuildError as error:
         if "refuses" in str(error):
             raise
         pytest.skip(str(error))
+    return {named(mangled).name: code for mangled, code in found.items()}
+
+
+def named(mangled: str) -> Kernel:
+    found = NAMED.search(mangled)
+    assert found is not None, mangled
+    return Kernel(TYPES[found[1]], int(found[2]), int(found[3] or 0), found[4] == "1")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_machine_code(architecture: str) -> None:
+def test_machine_code(architecture: str, cubins: dict[str, Path]) -> None:
     """No kernel spills; those for 128 bits load and store so; registers stay within their bound."""
-    found = compiled(architecture)
+    found = compiled(architecture, cubins)
     assert set(found) == {kernel.name for kernel in every_kernel()}
     for kernel in every_kernel():
         code = found[kernel.name]

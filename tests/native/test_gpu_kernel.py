@@ -55,7 +55,7 @@ FAULTS = {
 def compiler() -> list[str]:
     """Return the command that compiles the test, fast, with every access watched."""
     return kernels_on_cpu(
-        "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi", "-Wno-unknown-pragmas"
+        "-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-Wno-psabi", "-Wno-unknown-pragmas"
     )
 
 

@@ -63,6 +63,7 @@ def headers(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_build_info_and_build_again(headers: Path, empty: Path) -> None:
     assert native.ort_library() is None
     assert "plugins build" in native.why_no_library()
@@ -163,6 +164,7 @@ def test_a_compiler_that_fails(
     assert list((empty / "plugins").iterdir()) == []
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_an_nvcc_that_fails_costs_only_the_kernel_for_gpus(
     headers: Path, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +182,7 @@ def test_an_nvcc_that_fails_costs_only_the_kernel_for_gpus(
     assert native.ort_library() != first
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_places_may_be_relative(
     headers: Path, built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

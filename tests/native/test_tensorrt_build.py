@@ -162,8 +162,11 @@ def test_doctor_says_what_tensorrt_needs(source: Path) -> None:
 # --- the real one ---
 
 
-def test_the_real_plugin_is_built_and_opens(built: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_plugin_is_built_and_opens(
+    built: Path, bare: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()  # of `bare`: this machine as it is
+    request.getfixturevalue("quick_compiler")
     if native.find_nvcc() is None:
         pytest.skip("there is no nvcc")
     try:

@@ -33,8 +33,8 @@ def nvcc() -> str:
     return command
 
 
-def build(folder: Path, headers: Path, nvcc: str, sanitize: str = "") -> Path:
-    """Build the plugin and the programs that drive it, for one GPU; return their folder."""
+def build(folder: Path, headers: Path, nvcc: str, sanitize: str = "", plugin: Path | None = None) -> Path:
+    """Build the plugin, for one GPU, unless it is given, and the programs that drive it; return their folder."""
     try:
         tools = native.find_tools()
     except BuildError as error:
@@ -45,20 +45,23 @@ def build(folder: Path, headers: Path, nvcc: str, sanitize: str = "") -> Path:
         "CMAKE_CXX_COMPILER": tools.compiler, "CMAKE_CXX_FLAGS": "-Werror",
     }  # fmt: skip
     given = [f"-D{name}={value}" for name, value in options.items()]
-    targets = ["sparta_trt", "nvinfer_stand_in", "tensorrt_test", "tensorrt_registry_test"]
+    targets = ["nvinfer_stand_in", "tensorrt_test", "tensorrt_registry_test"]
+    targets += [] if plugin else ["sparta_trt"]
     for command in (
         [tools.cmake, "-S", str(native.sources()), "-B", str(folder), *given],
         [tools.cmake, "--build", str(folder), "--target", *targets],
     ):
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    if plugin:
+        shutil.copy(plugin, folder / "tensorrt")
     return folder / "tensorrt"
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, headers: Path, nvcc: str) -> Path:
-    """The folder with libsparta_trt.so as users have it."""
-    return build(tmp_path_factory.mktemp("plugin"), headers, nvcc)
+    """The folder with libsparta_trt.so as users have it: the one that is built, if there is one."""
+    return build(tmp_path_factory.mktemp("plugin"), headers, nvcc, plugin=native.trt_library())
 
 
 def ctest(folder: Path) -> None:
