@@ -207,7 +207,7 @@ def _says(command: str, option: str, file: Path) -> str:
 
 
 def cuobjdump() -> str:
-    """Return the command that shows what is in a cubin, or in a library that has some: of a wheel, or installed.
+    """Return the command that shows what is in a cubin or a library: of a wheel, or installed.
 
     Raises:
         BuildError: if there is none.

@@ -13,7 +13,7 @@ from tests.native.stand_ins import CMAKE, ORT, TRT, headers, program, providers
 
 @pytest.fixture
 def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A C++ compiler that optimises nothing, where it matters that a library is built and not what it does."""
+    """A C++ compiler that optimises nothing, for tests of building, not of what is built."""
     try:
         compiler = native.find_tools().compiler
     except BuildError as error:

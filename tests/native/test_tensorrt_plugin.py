@@ -34,7 +34,7 @@ def nvcc() -> str:
 
 
 def build(folder: Path, headers: Path, nvcc: str, sanitize: str = "", plugin: Path | None = None) -> Path:
-    """Build the plugin, for one GPU, unless it is given, and the programs that drive it; return their folder."""
+    """Build the plugin, for one GPU, unless it is given, and what drives it; return their folder."""
     try:
         tools = native.find_tools()
     except BuildError as error:
