@@ -20,7 +20,7 @@ from robust_export.verification.examples import Examples, Rows, Score, right
 from robust_export.verification.report import Points
 from robust_export.verification.worst_case import Search, Watch, points
 
-STEPS = 20  # of PGD, for an example of every image, those too that AutoAttack could not break
+STEPS = 20  # of PGD at most, for an example of every image, those too that AutoAttack could not break
 CURVE_STEPS = 10  # of PGD at the other radii
 RADII = (0.25, 0.5, 0.75, 1.5, 2.0, 3.0, 4.0)  # of the curve, in units of the threat's eps
 WHOLE = {"Linf": 1.0, "L2": 1e3}  # a radius that holds every image
@@ -42,7 +42,8 @@ class Trial:
     on_noise: dict[int, Logits] = field(default_factory=dict)  # the source's, by batch, for all artifacts
 
     def pgd(self, stage: str, threat: Threat, steps: int = STEPS, *, random_start: bool = True) -> Pixels:
-        """Return PGD's examples of all images, [N, C, H, W], at any radius."""
+        """Return PGD's examples of all images, [N, C, H, W], at any radius; in `iterations` steps at most."""
+        steps = min(steps, self.settings.iterations)
         images, labels = (t.split(self.settings.batch_size) for t in (self.pixels, self.labels))
         device = self.source.device
 
