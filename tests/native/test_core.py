@@ -23,7 +23,8 @@ def test_kernels_are_right_and_touch_only_what_is_theirs(tmp_path: Path, sanitiz
     except BuildError as error:
         pytest.skip(str(error))
     options = {
-        "SPARTA_TESTS": "ON", "SPARTA_SANITIZE": sanitize, "SPARTA_CUDA_INCLUDE": cuda_include() if sanitize else "",
+        "SPARTA_TESTS": "ON", "SPARTA_SANITIZE": sanitize,
+        "SPARTA_CUDA_INCLUDE": cuda_include() if sanitize else "",
         "CMAKE_CXX_COMPILER": tools.compiler, "CMAKE_CXX_FLAGS": "-Werror",
     }  # fmt: skip
     given = [f"-D{name}={value}" for name, value in options.items()]
