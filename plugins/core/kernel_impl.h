@@ -13,12 +13,16 @@ namespace {
 
 // ---- the function ---------------------------------------------------------------------------------
 
-// exp(x) for x <= 89, NaN for NaN: 2^n * exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; exp(r) = 1 + r + r^2 q(r),
-// where q is the minimax polynomial of degree 3 (relative error of exp(r): 2^-23.2). ln 2 is split in two,
-// so that n times the first is exact.
-SPARTA_INLINE Floats exponential_below_89(Floats x) {
-  x = larger(all(-104.0f), x);  // the result is 0 below
-  const Floats magic = all(0x1.8p23f);
+// exp(x) = 2^n * fraction, n = round(x / ln 2); `shifted` has n + offset, an integer, at the end of its bits.
+struct Exponential {
+  Floats shifted, n, fraction;
+};
+
+// With |r| <= ln 2 / 2 as the rest, exp(r) = 1 + r + r^2 q(r), where q is the minimax polynomial of degree 3 (relative
+// error of exp(r): 2^-23.2). ln 2 is split in two, so that n times the first is exact.
+template <int offset>
+SPARTA_INLINE Exponential split_exponential(Floats x) {
+  const Floats magic = all(0x1.8p23f + offset);
   const Floats shifted = x * all(0x1.715476p+0f) + magic;
   const Floats n = shifted - magic;
   const Floats r = (x - n * all(0x1.62e4p-1f)) - n * all(0x1.7f7d1cp-20f);
@@ -26,16 +30,22 @@ SPARTA_INLINE Floats exponential_below_89(Floats x) {
   q = q * r + all(0x1.572a64p-5f);
   q = q * r + all(0x1.5557b0p-3f);
   q = q * r + all(0x1.fffdfcp-2f);
-  const Floats p = (q * (r * r) + r) + 1.0f;
+  return {shifted, n, (q * (r * r) + r) + 1.0f};
+}
+
+// exp(x) for x <= 89, NaN for NaN.
+SPARTA_INLINE Floats exponential_below_89(Floats x) {
+  x = larger(all(-104.0f), x);  // the result is 0 below
+  const Exponential e = split_exponential<0>(x);
 #if defined(__AVX512F__)
-  return (Floats)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+  return (Floats)_mm512_maskz_scalef_ps(0xffff, (__m512)e.fraction, (__m512)e.n);
 #else
   // 2^n in two factors, since n reaches from -150 to 128.
-  const Ints whole = reinterpret_cast<Ints>(shifted) - reinterpret_cast<Ints>(magic);
+  const Ints whole = reinterpret_cast<Ints>(e.shifted) - reinterpret_cast<Ints>(all(0x1.8p23f));
   const Ints half = whole >> 1;
   const Floats first = reinterpret_cast<Floats>((half + 127) << 23);
   const Floats second = reinterpret_cast<Floats>((whole - half + 127) << 23);
-  return p * first * second;
+  return e.fraction * first * second;
 #endif
 }
 
