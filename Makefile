@@ -41,13 +41,13 @@ test-serve:  ## serve in a fresh .venv-serve without torch, and ask with another
 	.venv-serve/bin/python tests/serving/without_torch.py
 
 docker-test: $(STAMP)  ## build the image `cpu` without a Docker engine, run it and ask it (needs root, buildah, debootstrap)
-	$(BIN)/python tests/docker/cpu_image.py
+	$(BIN)/python tests/deploy/cpu_image.py
 
 kserve-test:  ## check deploy/kserve/ by KServe's SDK, in a fresh .venv-kserve
 	rm -rf .venv-kserve
 	$(PYTHON) -m venv .venv-kserve
 	.venv-kserve/bin/python -m pip install --quiet 'kserve>=0.21' pyyaml
-	.venv-kserve/bin/python tests/deployment/kserve_models.py
+	.venv-kserve/bin/python tests/deploy/kserve_models.py
 
 $(TOOLS)/.installed: requirements/tools.lock
 	$(PYTHON) -m venv $(TOOLS)

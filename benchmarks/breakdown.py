@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from kernel import gated_resnet  # beside this file
-from robust_export.bench.models import relu_twin
-from robust_export.export.onnx import export_onnx
+from robust_export.benchmark.end_to_end import relu_twin
+from robust_export.export.exporter import export_onnx
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
 RUNS = 20

@@ -25,9 +25,9 @@ from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
 from robust_export.data import load_dataset
 from robust_export.export.calibration import KINDS, Calibration, calibration_images
-from robust_export.export.onnx import to_onnx
-from robust_export.export.quantise import PRODUCTS, quantise
-from robust_export.models import load
+from robust_export.export.exporter import to_onnx
+from robust_export.export.quantize import PRODUCTS, quantise
+from robust_export.nn.models import load
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robust_export.bench.models import sparta_planes
-from robust_export.models import create_model
-from robust_export.nvrtc import TYPES, WIDEST, Kernel, compile_kernels, machine_code
+from robust_export.benchmark.end_to_end import sparta_planes
+from robust_export.kernels.nvrtc import TYPES, WIDEST, Kernel, compile_kernels, machine_code
+from robust_export.nn.models import create_model
 
 BLOCK = 128  # threads, of plugins/core/cuda_geometry.h
 REGISTERS = 65536  # of a multiprocessor, all architectures

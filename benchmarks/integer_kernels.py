@@ -17,8 +17,8 @@ import onnxruntime as ort
 
 from robust_export.bundle import Bundle
 from robust_export.data import load_dataset
-from robust_export.provenance import machine
 from robust_export.runtimes import open_file
+from robust_export.utils.provenance import machine
 
 IMAGES = 64
 

@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from robust_export.bench import Bench, bench_network, bench_operator
-from robust_export.bench.models import FUSED, PEERS, TITLES, sparta_planes
-from robust_export.bench.operator import BLOCKS, BODY, PLANES
-from robust_export.export.onnx import export_onnx
-from robust_export.files import write_atomically, write_json
-from robust_export.models import create_model
-from robust_export.sparta import sparta_modules
+from robust_export.benchmark import Bench, bench_network, bench_operator
+from robust_export.benchmark.end_to_end import FUSED, PEERS, TITLES, sparta_planes
+from robust_export.benchmark.operator import BLOCKS, BODY, PLANES
+from robust_export.export.exporter import export_onnx
+from robust_export.nn.models import create_model
+from robust_export.nn.sparta import sparta_modules
+from robust_export.utils.files import write_atomically, write_json
 
 HERE = Path(__file__).parent
 RESULT, PLOT = HERE / "kernel.json", HERE.parent / "docs" / "kernel.svg"

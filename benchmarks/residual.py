@@ -19,9 +19,9 @@ import numpy as np
 import onnx
 
 from kernel import gated_resnet  # beside this file
-from robust_export.export.onnx import export_onnx
+from robust_export.export.exporter import export_onnx
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
-from robust_export.timing import measure
+from robust_export.utils.timing import measure
 
 
 def without_additions(model: onnx.ModelProto) -> int:

@@ -37,8 +37,8 @@ READINGS = 10  # of the memory, over all requests
 
 def untrained(folder: Path) -> Path:
     """Write a bundle of an untrained ResNet-18, which takes as long as a trained one."""
-    from robust_export.export.onnx import export_onnx
-    from robust_export.models import create_model
+    from robust_export.export.exporter import export_onnx
+    from robust_export.nn.models import create_model
 
     folder.mkdir()
     export_onnx(create_model("r18_sparta").eval(), folder / "model.onnx", 32)

@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from robust_export import sparta
-from robust_export.config import Recipe
 from robust_export.data import load_dataset
-from robust_export.models import build_model
-from robust_export.provenance import machine
-from robust_export.recipe import parse
-from robust_export.timing import measure
-from robust_export.training import learner
+from robust_export.nn import sparta as sparta_module
+from robust_export.nn.models import build_model
+from robust_export.recipe.recipe_file import parse
+from robust_export.recipe.schema import Recipe
+from robust_export.training import step as learner
+from robust_export.utils.provenance import machine
+from robust_export.utils.timing import measure
 
 CPU = torch.device("cpu")
 
@@ -104,7 +104,7 @@ def make(name: str, options: argparse.Namespace) -> Callable[[], object]:
     settings = dict(CONTESTANTS[name])
     plain, gradient, memory = (settings.pop(key, False) for key in ("plain", "gradient", "memory"))
     if not gradient:
-        sys.modules[sparta.__name__].__dict__["gated"] = formula
+        sparta_module.__dict__["gated"] = formula
     if not memory:
         learner.__dict__["keep_freed_memory"] = lambda: False
     asked = recipe(options, settings)

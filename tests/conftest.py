@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_export import native
+from robust_export import kernels as native
 from robust_export.bundle import Bundle
-from robust_export.config import Recipe
 from robust_export.errors import BuildError
-from robust_export.export.bundle import export_bundle
-from robust_export.flavors import gpu
-from robust_export.recipe import merge, parse
+from robust_export.export.bundle_onnx import export_bundle
+from robust_export.recipe.recipe_file import merge, parse
+from robust_export.recipe.schema import Recipe
+from robust_export.runtimes.tensorrt import gpu
 from robust_export.training import train
 
 TINY: dict[str, dict[str, Any]] = {

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from robust_export.bundle import Bundle
-from robust_export.config import Recipe
-from robust_export.provenance import now
-from robust_export.recipe import to_toml
+from robust_export.recipe.recipe_file import to_toml
+from robust_export.recipe.schema import Recipe
+from robust_export.utils.provenance import now
 
 Manifest = dict[str, Any]
 

@@ -19,8 +19,8 @@ import timm
 import torch
 from torch import nn
 
-from robust_export.activations import convertible_backbones, find_sites
 from robust_export.errors import UnsupportedModel, unknown
+from robust_export.nn.replace import convertible_backbones, find_sites
 
 
 def survey(modules: Sequence[str]) -> Iterator[tuple[str, str]]:

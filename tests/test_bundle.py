@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from robust_export.bundle import MANIFEST, SCHEMA, Bundle, locate
-from robust_export.config import Recipe, Threat
 from robust_export.errors import BundleError
-from robust_export.files import sha256
-from robust_export.provenance import now, versions
+from robust_export.recipe.schema import Recipe, Threat
+from robust_export.utils.files import sha256
+from robust_export.utils.provenance import now, versions
 from tests.small_bundle import CONTENT, GIVEN, Manifest, make
 
 

@@ -11,7 +11,7 @@ import pytest
 from robust_export import bundle as room
 from robust_export.bundle import MANIFEST, Bundle
 from robust_export.errors import BundleError, RobustExportError
-from robust_export.files import sha256, write_atomically
+from robust_export.utils.files import sha256, write_atomically
 from tests.small_bundle import make
 
 

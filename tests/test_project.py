@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import robust_export
-from robust_export.config import SECTIONS
-from robust_export.recipe import default_recipe, parse
+from robust_export.recipe.recipe_file import default_recipe, parse
+from robust_export.recipe.schema import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]

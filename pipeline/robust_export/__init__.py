@@ -1,7 +1,7 @@
 """robust-export: adversarially robust image classifiers, from training to a verified artifact.
 
-Names are imported when they are first used, so that `import robust_export` costs nothing and a
-server that runs an artifact never imports torch.
+Names are imported when they are first used, so that `import robust_export` is fast and a server that
+runs an artifact never imports torch.
 """
 
 from __future__ import annotations
@@ -10,38 +10,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robust_export import native as native
-    from robust_export import sparta as sparta
-    from robust_export.activations import replace_activations as replace_activations
+    from robust_export import kernels as native
     from robust_export.bundle import Bundle as Bundle
-    from robust_export.data import load_dataset as load_dataset
-    from robust_export.export.onnx import export_onnx as export_onnx
-    from robust_export.models import create_model as create_model
-    from robust_export.models import load as load
-    from robust_export.sparta import Sparta as Sparta
-    from robust_export.sparta import freeze_sparta as freeze_sparta
-    from robust_export.sparta import load_sparta as load_sparta
-    from robust_export.sparta import save_sparta as save_sparta
+    from robust_export.data.datasets import load_dataset as load_dataset
+    from robust_export.export.exporter import export_onnx as export_onnx
+    from robust_export.nn.models import create_model as create_model
+    from robust_export.nn.models import load as load
+    from robust_export.nn.replace import replace_activations as replace_activations
+    from robust_export.nn.sparta import Sparta as Sparta
+    from robust_export.nn.sparta import sparta as sparta
+    from robust_export.nn.sparta_file import freeze_sparta as freeze_sparta
+    from robust_export.nn.sparta_file import load_sparta as load_sparta
+    from robust_export.nn.sparta_file import save_sparta as save_sparta
     from robust_export.training import train as train
-    from robust_export.verification import verify as verify
+    from robust_export.verification.verify import verify as verify
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Bundle": "bundle", "Sparta": "sparta", "create_model": "models", "export_onnx": "export.onnx",
-    "freeze_sparta": "sparta", "load": "models", "load_dataset": "data", "load_sparta": "sparta",
-    "replace_activations": "activations", "save_sparta": "sparta", "train": "training",
-    "verify": "verification",
+_MODULES = {
+    "Bundle": "bundle", "Sparta": "nn.sparta", "create_model": "nn.models", "export_onnx": "export.exporter",
+    "freeze_sparta": "nn.sparta_file", "load": "nn.models", "load_dataset": "data.datasets",
+    "load_sparta": "nn.sparta_file", "replace_activations": "nn.replace", "save_sparta": "nn.sparta_file",
+    "sparta": "nn.sparta", "train": "training", "verify": "verification.verify",
 }  # fmt: skip
 
-__all__ = [*_HOMES, "__version__", "native", "sparta"]
+__all__ = [*_MODULES, "__version__", "native"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("native", "sparta"):  # rooms; sparta is callable as the function it is named after
-        return import_module(f"robust_export.{name}")
-    if name in _HOMES:
-        return getattr(import_module(f"robust_export.{_HOMES[name]}"), name)
+    if name == "native":
+        return import_module("robust_export.kernels")
+    if name in _MODULES:
+        return getattr(import_module(f"robust_export.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'robust_export' has no attribute {name!r}")
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robust_export.config import Recipe, Threat
 from robust_export.errors import BundleError
-from robust_export.files import sha256, to_json, write_atomically
-from robust_export.recipe import build, load_recipe, parse
+from robust_export.recipe.recipe_file import build, load_recipe, parse
+from robust_export.recipe.schema import Recipe, Threat
+from robust_export.utils.files import sha256, to_json, write_atomically
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

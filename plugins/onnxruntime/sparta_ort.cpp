@@ -3,7 +3,7 @@
 //
 // Inputs x [N, C, H, W], weight [C, 1, k, k], bias [C]; output y as x; float32, float16 or bfloat16, all of one
 // type. SpartaBlocked is the same for x in ONNX Runtime's own blocked order (float32 alone); no exporter
-// writes it: robust_export.runtimes.blocked puts it in place of reordering, Sparta and reordering back.
+// writes it: robust_export.runtimes.ort_blocked puts it in place of reordering, Sparta and reordering back.
 
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>

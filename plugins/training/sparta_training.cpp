@@ -1,5 +1,5 @@
 // What training calls of the kernels, as C functions; part of libsparta_ort, which needs ONNX Runtime only when
-// that loads it. robust_export.training.fused makes a function of torch's autograd of them.
+// that loads it. robust_export.training.fused_sparta makes a function of torch's autograd of them.
 
 #include <cstdint>
 #include <exception>

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_export.attacks.autoattack import autoattack
-from robust_export.config import Threat, Verify
+from robust_export.recipe.schema import Threat, Verify
 from tests.conftest import Linear
 
 CHEAP = Verify(iterations=20, targets=4, queries=100, batch_size=16)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_export.attacks.pgd import pgd, project, random_start
-from robust_export.config import Threat
+from robust_export.recipe.schema import Threat
 from tests.conftest import Linear
 
 LINF, L2 = Threat("Linf", 0.1), Threat("L2", 0.5)

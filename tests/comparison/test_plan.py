@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from robust_export.comparison import Plan, load_plan, simple_plan
-from robust_export.comparison.run import check
-from robust_export.config import Recipe
+from robust_export.comparison.runner import check
 from robust_export.errors import InvalidValue, RobustExportError, SpartaMismatch
+from robust_export.recipe.schema import Recipe
 
 LAYER: dict[str, Any] = {"model": {"image_size": 8}, "train": {"epochs": 3}}
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError
-from robust_export.export.onnx import export_onnx
-from robust_export.models import load
+from robust_export.export.exporter import export_onnx
+from robust_export.nn.models import load
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_export.images import open_image, to_bytes
+from robust_export.data.image_files import open_image, to_bytes
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.remote import RemoteClassifier
 from robust_export.serving.messages import SERVICE, message

@@ -18,7 +18,7 @@ from robust_export.data import Images, datasets
 from robust_export.errors import TrainingError
 from robust_export.training import Run, train
 from robust_export.training.health import Watched, collapsed
-from robust_export.training.state import restore_rng, rng_state
+from robust_export.training.progress import restore_rng, rng_state
 from tests.conftest import tiny_recipe
 
 

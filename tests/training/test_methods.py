@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from robust_export.attacks.pgd import single_step
-from robust_export.config import Recipe, Threat
 from robust_export.errors import InvalidValue
-from robust_export.recipe import parse
+from robust_export.recipe.recipe_file import parse
+from robust_export.recipe.schema import Recipe, Threat
 from robust_export.training import losses
 from robust_export.training.methods import find_method
 from tests.conftest import Linear, tiny_recipe

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from robust_export.config import Recipe
 from robust_export.errors import TrainingError, TrainingStopped
-from robust_export.recipe import parse
-from robust_export.stop import Stop
+from robust_export.nn.state_dict import tensors
+from robust_export.recipe.recipe_file import parse
+from robust_export.recipe.schema import Recipe
 from robust_export.training import Run, train
-from robust_export.weights import tensors
+from robust_export.utils.stop import Stop
 
 CPU = torch.device("cpu")
 BATCH = 14  # of 40 images: 14, 14 and 12
@@ -121,7 +121,7 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    from robust_export.units import join
+    from robust_export.utils.work_items import join
 
     join()
     faults = [fault for check in (cases, interruptions, errors) for fault in check(folder)]

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from robust_export.classifier import Logits, Pixels
-from robust_export.onnx_file import sparta_nodes
+from robust_export.runtimes.classifier import Logits, Pixels
+from robust_export.runtimes.onnx_model import sparta_nodes
 
 Edit = Callable[[onnx.ModelProto], None]
 Answer = Callable[[Pixels], Logits]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robust_export.config import Threat, Verify
-from robust_export.verification.gates import Gates, judge, measure_drop, stated
+from robust_export.recipe.schema import Threat, Verify
+from robust_export.verification.criteria import Gates, judge, measure_drop, stated
 from robust_export.verification.parity import Parity
-from robust_export.verification.report import (
+from robust_export.verification.results import (
     Accuracy,
     ArtifactReport,
     CurvePoint,
@@ -25,7 +25,7 @@ from robust_export.verification.report import (
     SourceReport,
     WorstCase,
     title,
-)  # fmt: skip
+)
 from robust_export.verification.statistics import wilson
 
 N = 1000  # images

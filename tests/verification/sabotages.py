@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 
 from robust_export.bundle import Bundle
-from robust_export.config import Verify
+from robust_export.recipe.schema import Verify
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.verification import verify
-from robust_export.verification.report import ArtifactReport
+from robust_export.verification.results import ArtifactReport
 from tests.runtimes.v2_server import serve
 from tests.verification.faults import (
     Answer,
@@ -140,7 +140,7 @@ def table(bundle: Bundle) -> str:
 
 
 if __name__ == "__main__":
-    from robust_export.export.bundle import export_bundle
+    from robust_export.export.bundle_onnx import export_bundle
     from robust_export.training import train
     from tests.conftest import tiny_recipe
 

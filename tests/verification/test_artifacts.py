@@ -9,13 +9,13 @@ import onnx
 import pytest
 
 from robust_export.bundle import Bundle
-from robust_export.config import MIN_AGREEMENT, Verify
 from robust_export.errors import ArtifactError
-from robust_export.export.bundle import export_bundle
+from robust_export.export.bundle_onnx import export_bundle
+from robust_export.recipe.schema import MIN_AGREEMENT, Verify
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.verification import artifacts, verify
 from tests.runtimes.v2_server import serve
-from tests.verification.test_run import FAST
+from tests.verification.test_verify import FAST
 
 CHEAP = replace(
     FAST, samples=48, max_drop=0.2,

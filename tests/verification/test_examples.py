@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from robust_export.classifier import Logits, Pixels
-from robust_export.config import Threat
+from robust_export.recipe.schema import Threat
+from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.verification.examples import Examples, Score, distance, right
 
 

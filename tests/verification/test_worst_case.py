@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from robust_export.classifier import Logits, Pixels
-from robust_export.config import Threat
+from robust_export.recipe.schema import Threat
+from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.verification.worst_case import Search, Watch, points, summary, worst_case
 
 

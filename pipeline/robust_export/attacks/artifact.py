@@ -19,8 +19,8 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from robust_export.attacks.autoattack import LOGGER
-from robust_export.classifier import Classifier, Logits, Pixels
-from robust_export.config import Threat, Verify
+from robust_export.recipe.schema import Threat, Verify
+from robust_export.runtimes.classifier import Classifier, Logits, Pixels
 
 Observe = Callable[[Pixels, Logits, Logits], None]  # (pixels, twin's logits, artifact's logits)
 

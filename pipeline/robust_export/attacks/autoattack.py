@@ -14,8 +14,8 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.checks import check_square_sr
 from torch import Tensor, nn
 
-from robust_export.config import AttackName, Threat, Verify
-from robust_export.units import Arrays, Units, to_array, to_lines
+from robust_export.recipe.schema import AttackName, Threat, Verify
+from robust_export.utils.work_items import Arrays, Units, to_array, to_lines
 
 LOGGER = "auto-attack"  # the package's own
 

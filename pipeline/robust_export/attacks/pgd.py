@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from robust_export.config import MAX_EPS, SingleStep, Threat
-from robust_export.draws import drawn
+from robust_export.recipe.schema import MAX_EPS, SingleStep, Threat
+from robust_export.utils.sharded_rng import drawn
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [N, K], labels [N]) to a sum over N
 

@@ -13,8 +13,8 @@ import click
 
 from robust_export import __version__
 from robust_export.errors import InvalidValue, RobustExportError
-from robust_export.extras import EXTRAS
-from robust_export.stop import Stop
+from robust_export.utils.extras import EXTRAS
+from robust_export.utils.stop import Stop
 
 GATE_FAILED = 3  # the exit code of a gate that did not hold
 
@@ -78,7 +78,7 @@ def typed() -> str:
 
 def alone(command: str) -> None:
     """Raise InvalidValue where a launcher started several processes of a command that shares no work."""
-    from robust_export.units import launched
+    from robust_export.utils.work_items import launched
 
     if launched()[1] > 1:
         raise InvalidValue(f"{command} does not share its work among processes: start it without a launcher")

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from robust_export.cli.base import alone, cli, interruptible
+from robust_export.cli.console import Console
 from robust_export.cli.options import json_option, words
-from robust_export.console import Console
 from robust_export.errors import InvalidValue
 
 
@@ -61,7 +61,7 @@ def compare(
     with interruptible(f"the comparison was interrupted; the same command does what is left ({out})"):
         from robust_export.comparison import compare as run
         from robust_export.comparison import load_plan, simple_plan
-        from robust_export.recipe import load_recipe, merge
+        from robust_export.recipe.recipe_file import load_recipe, merge
 
         changes: dict[str, dict[str, Any]] = {}
         if epochs is not None:

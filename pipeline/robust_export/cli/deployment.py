@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from robust_export.cli.base import cli
+from robust_export.cli.console import Console
 from robust_export.cli.options import counts, json_option, model_option, precision_option
 from robust_export.cli.tensorrt import capability_of
-from robust_export.console import Console
 from robust_export.errors import InvalidValue
 
 
@@ -59,8 +59,8 @@ def triton(
 ) -> None:  # fmt: skip
     """Write a model repository for Triton: config.pbtxt, the engine or ONNX file, labels, flags."""
     from robust_export.bundle import Bundle
-    from robust_export.deployment import TritonSettings, choose, write_repository
-    from robust_export.recipe import build
+    from robust_export.recipe.recipe_file import build
+    from robust_export.serving.triton import TritonSettings, choose, write_repository
 
     console = Console(as_json)
     lists = {"preferred": _numbers("preferred", preferred), "gpus": _numbers("gpus", gpus)}

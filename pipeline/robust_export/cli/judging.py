@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from robust_export.cli.base import cli, exit_by, interruptible, typed
+from robust_export.cli.console import Console
 from robust_export.cli.options import counts, given, json_option, model_option, words
-from robust_export.console import Console
 from robust_export.errors import InvalidValue
 from robust_export.runtimes import RUNTIMES
 
@@ -55,9 +55,9 @@ def verify(
     from dataclasses import asdict
 
     from robust_export.bundle import Bundle
-    from robust_export.config import Threat, Verify
-    from robust_export.recipe import build
-    from robust_export.units import launched
+    from robust_export.recipe.recipe_file import build
+    from robust_export.recipe.schema import Threat, Verify
+    from robust_export.utils.work_items import launched
 
     console = Console(as_json, quiet=launched()[0] != 0)
     bundle = Bundle.open(model)
@@ -67,7 +67,7 @@ def verify(
     threat = build(Threat, asdict(bundle.threat) | given({"eps": eps, "norm": norm}), "threat")
     with interruptible("verification was interrupted; the same command goes on where it stopped"):
         from robust_export.verification import verify as run
-        from robust_export.verification.tables import tables
+        from robust_export.verification.report.tables import tables
 
         report = run(
             bundle, artifact, runtime=runtime, settings=settings, threat=threat, device=device,
@@ -111,7 +111,7 @@ def bench(
     runtime: str, precision: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a bundle's network side by side with its ReLU twin and with other runtimes."""
-    from robust_export.bench import bench_bundle, bench_engines
+    from robust_export.benchmark import bench_bundle, bench_engines
     from robust_export.bundle import Bundle
 
     console = Console(as_json)

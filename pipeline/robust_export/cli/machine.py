@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from robust_export.cli.base import Failure, cli, interruptible
+from robust_export.cli.console import Console
 from robust_export.cli.options import json_option
-from robust_export.console import Console
 
 
 @cli.command()
@@ -17,7 +17,7 @@ from robust_export.console import Console
 @json_option
 def models(filter: str, as_json: bool) -> None:
     """List every name that train's --model takes; FILTER keeps those that contain it."""
-    from robust_export.models import model_names
+    from robust_export.nn.models import model_names
 
     names = [name for name in model_names() if filter in name]
     if not names:
@@ -37,7 +37,7 @@ def doctor(as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from robust_export.doctor import examine
+    from robust_export.cli.doctor import examine
 
     console = Console(as_json)
     checks = examine()
@@ -64,7 +64,7 @@ def build(force: bool, as_json: bool) -> None:
 
     Without nvcc and TensorRT's headers there is none for TensorRT, which is no failure.
     """
-    from robust_export import native
+    from robust_export import kernels as native
 
     console = Console(as_json)
     console.say("building Sparta's kernels")
@@ -87,7 +87,7 @@ def info(as_json: bool) -> None:
     """Say what was found, built and loaded."""
     from rich.table import Table
 
-    from robust_export import native
+    from robust_export import kernels as native
 
     facts = native.describe()
     table = Table("library", "loads")

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import click
 
-from robust_export.config import Precision
 from robust_export.errors import InvalidValue
+from robust_export.recipe.schema import Precision
 
 Decorated = Callable[[Callable[..., Any]], Callable[..., Any]]
 

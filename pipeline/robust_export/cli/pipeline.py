@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from robust_export.cli.base import Failure, alone, cli, exit_by, interruptible
+from robust_export.cli.console import Console
 from robust_export.cli.options import bundle_name, given, json_option, model_option, precision_option
-from robust_export.console import Console
 from robust_export.errors import TrainingStopped
-from robust_export.stop import Stop
+from robust_export.utils.stop import Stop
 
 
 @cli.command()
@@ -22,7 +22,7 @@ def demo(as_json: bool) -> None:
     alone("demo")
     console = Console(as_json)
     with interruptible("the demo was interrupted; an older exported/demo is untouched"):
-        from robust_export.demo import run_demo
+        from robust_export.cli.demo import run_demo
 
         result = run_demo(say=console.say, on_epoch=console.epoch)
     console.show(result.to_dict(), *result.tables())
@@ -70,7 +70,7 @@ def train(
     SIGTERM let the step finish and save the state (exit code 1); a second one interrupts at once.
     """
     from robust_export.bundle import HOME
-    from robust_export.units import launched
+    from robust_export.utils.work_items import launched
 
     console = Console(as_json, quiet=launched()[0] != 0)
     options: dict[str, dict[str, Any]] = {
@@ -125,9 +125,9 @@ def onnx(
     """Write a bundle's network as one self-contained ONNX file with ai.sparta::Sparta nodes."""
     from robust_export.bundle import Bundle
     from robust_export.errors import ArtifactError
-    from robust_export.export.bundle import export_bundle
+    from robust_export.export.bundle_onnx import export_bundle
     from robust_export.export.calibration import Calibration
-    from robust_export.onnx_file import read_model, sparta_nodes
+    from robust_export.runtimes.onnx_model import read_model, sparta_nodes
     from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
     console = Console(as_json)
@@ -153,7 +153,7 @@ def onnx(
 
 def _recipe(file: Path | None, options: dict[str, dict[str, Any]]) -> Any:
     """Return the recipe: the data set's defaults, the file over them, the options over both."""
-    from robust_export.recipe import default_recipe, load_recipe, merge, parse
+    from robust_export.recipe.recipe_file import default_recipe, load_recipe, merge, parse
 
     read = load_recipe(file) if file else {}
     asked = {section: given(table) for section, table in options.items()}

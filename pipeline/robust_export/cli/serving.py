@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from robust_export.cli.base import cli
+from robust_export.cli.console import Console
 from robust_export.cli.options import json_option, precision_option
-from robust_export.console import Console
 from robust_export.runtimes import RUNTIMES
 
 KEY = "ROBUST_EXPORT_API_KEY"  # what clients must send; verify sends it
@@ -56,7 +56,7 @@ def serve(as_json: bool, no_grpc: bool, **options: Any) -> None:
 
     Ends on SIGTERM or Ctrl-C, once everything that it accepted is answered.
     """
-    from robust_export.recipe import build
+    from robust_export.recipe.recipe_file import build
     from robust_export.serving.settings import Settings
     from robust_export.serving.sockets import is_local
     from robust_export.serving.workers import serve as run

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from robust_export.cli.base import cli, interruptible
+from robust_export.cli.console import CLEAR, Console
 from robust_export.cli.options import counts, json_option, model_option, precision_option, words
-from robust_export.console import CLEAR, Console
 from robust_export.errors import ArtifactError, InvalidValue
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ def tensorrt(
     """Build engines of a bundle's ONNX file, one for each compute capability."""
     from robust_export.bundle import Bundle
     from robust_export.export.tensorrt import Batch, Graph, Options, export_engine, read
-    from robust_export.export.tensorrt.bundle import source
+    from robust_export.export.tensorrt.bundle_engines import source
     from robust_export.export.tensorrt.engines import Capability, dotted, parse
     from robust_export.export.tensorrt.monitor import Monitor
-    from robust_export.files import write_atomically
-    from robust_export.flavors import find
+    from robust_export.runtimes.tensorrt import find
+    from robust_export.utils.files import write_atomically
 
     console = Console(as_json)
     asked = [capability_of(word) for text in capabilities for word in words(text)]

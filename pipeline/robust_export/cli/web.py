@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robust_export.cli.base import cli, interruptible
+from robust_export.cli.console import Console
 from robust_export.cli.options import given, json_option, model_option
-from robust_export.console import Console
 from robust_export.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def page(
     are then kept, unless an option asks for others.
     """
     from robust_export.bundle import Bundle
-    from robust_export.web.copy import check, write_copy
-    from robust_export.web.examples import NAME
-    from robust_export.web.ort_web import find
+    from robust_export.serving.ui.examples_file import NAME
+    from robust_export.serving.ui.ort_web import find
+    from robust_export.serving.ui.static_copy import check, write_copy
 
     if ort_web is not None and out is None:
         raise InvalidValue("--ort-web is of a copy of the page: give --out as well, or leave it out")
@@ -72,9 +72,9 @@ def _attack(
     """Make the bundle's examples.json."""
     from dataclasses import asdict
 
-    from robust_export.config import Threat
-    from robust_export.recipe import build
-    from robust_export.web.attack import Wanted, make_examples
+    from robust_export.recipe.recipe_file import build
+    from robust_export.recipe.schema import Threat
+    from robust_export.serving.ui.make_examples import Wanted, make_examples
 
     budget = build(Threat, asdict(bundle.threat) | threat, "threat")
     make_examples(bundle, build(Wanted, wanted, "page options"), budget, say=console.say, **where)
@@ -84,8 +84,8 @@ def _show(bundle: Bundle, out: Path | None, runtime: str, console: Console) -> N
     """Print how many images withstand the attacks, by radius, and what was written."""
     from rich.table import Table
 
-    from robust_export.web.copy import PAGE
-    from robust_export.web.examples import NAME, held
+    from robust_export.serving.ui.examples_file import NAME, held
+    from robust_export.serving.ui.static_copy import PAGE
 
     found = json.loads(bundle.file(NAME).read_bytes())
     counts, images = held(found), len(found["images"])

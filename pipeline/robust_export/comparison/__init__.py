@@ -2,6 +2,6 @@
 
 from robust_export.comparison.plan import Arm, Plan, load_plan, simple_plan
 from robust_export.comparison.report import Comparison
-from robust_export.comparison.run import compare
+from robust_export.comparison.runner import compare
 
 __all__ = ["Arm", "Comparison", "Plan", "compare", "load_plan", "simple_plan"]

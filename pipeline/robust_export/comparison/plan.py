@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from robust_export.config import SECTIONS, Recipe
 from robust_export.errors import InvalidValue, unknown
-from robust_export.recipe import Tables, default_recipe, load_recipe, merge, parse
+from robust_export.recipe.recipe_file import Tables, default_recipe, load_recipe, merge, parse
+from robust_export.recipe.schema import SECTIONS, Recipe
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparta-k1": ("sparta", {"kernel_size": 1}),

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from robust_export.comparison.statistics import Difference, holm, mean_sd, paired
-from robust_export.files import to_json, write_atomically
-from robust_export.provenance import machine, now, versions
+from robust_export.utils.files import to_json, write_atomically
+from robust_export.utils.provenance import machine, now, versions
 
 SCHEMA = 1
 METRICS = ("clean_accuracy", "robust_accuracy")
@@ -178,6 +178,6 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    from robust_export.device import find_device
+    from robust_export.utils.device import find_device
 
     return machine(find_device())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torchvision.transforms import v2
 
-from robust_export.draws import drawn
+from robust_export.utils.sharded_rng import drawn
 
 
 def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from robust_export.data.image_files import to_bytes
 from robust_export.data.source import Part, Source, stratified
 from robust_export.data.sources import open_source
 from robust_export.errors import DataError, unknown
-from robust_export.images import to_bytes
 
 Split = Literal["train", "val", "test"]
 Batch = tuple[Tensor, Tensor]  # float32 pixels [N, C, H, W] in [0, 1], int64 labels [N]

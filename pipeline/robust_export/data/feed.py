@@ -10,8 +10,8 @@ from torch import Generator
 
 from robust_export.data.datasets import Batch, Images, batch_count, chunks, fetch
 from robust_export.data.folder import training_images
-from robust_export.draws import SharedGenerator
 from robust_export.errors import DataError, InvalidValue
+from robust_export.utils.sharded_rng import SharedGenerator
 
 EXTRA_SEED = 1_000_033  # a multiple of it sets the draw of extra images apart from the order of the others
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torchvision.datasets as tv
 
+from robust_export.data.image_files import open_image
 from robust_export.data.source import TEST_FRACTION, Part, Pictures, Source, digest_of, stratified
 from robust_export.errors import DataError
-from robust_export.images import open_image
 
 
 def folder(path: Path) -> Source:

@@ -1,7 +1,7 @@
 """The ONNX function that makes a file with Sparta nodes run in every stock runtime.
 
 A runtime that knows `ai.sparta::Sparta` runs its kernel; any other inlines this body, which is the
-formula of `robust_export.sparta` in ONNX's own operators.
+formula of `robust_export.nn.sparta` in ONNX's own operators.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import onnx
 import onnx.parser
 
-from robust_export.onnx_file import sparta_nodes
-from robust_export.op import DOMAIN, OPERATOR, VERSION
+from robust_export.nn.operator import DOMAIN, OPERATOR, VERSION
+from robust_export.runtimes.onnx_model import sparta_nodes
 
 # SAME_UPPER with stride 1 and k odd is a zero padding of k // 2 on every side.
 BODY = """

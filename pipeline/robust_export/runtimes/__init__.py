@@ -1,4 +1,4 @@
-"""What runs an artifact, behind one protocol (`robust_export.classifier`)."""
+"""What runs an artifact, behind one protocol (`robust_export.runtimes.classifier`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from robust_export.errors import unknown
 
 if TYPE_CHECKING:
-    from robust_export.classifier import Artifact
+    from robust_export.runtimes.classifier import Artifact
     from robust_export.runtimes.remote import RemoteClassifier
 
 ONNX_RUNTIMES = (
@@ -29,7 +29,7 @@ def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -
 
         return OnnxRuntimeClassifier(path, runtime=runtime, **settings)
     if runtime == "tensorrt":
-        from robust_export.runtimes.tensorrt import TensorRTClassifier
+        from robust_export.runtimes.tensorrt.classifier import TensorRTClassifier
 
         return TensorRTClassifier(path, **settings)
     if runtime == "openvino":
@@ -37,7 +37,7 @@ def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -
 
         return OpenVinoClassifier(path, **settings)
     if runtime == "reference":
-        from robust_export.runtimes.reference import ReferenceClassifier
+        from robust_export.runtimes.onnx_reference import ReferenceClassifier
 
         return ReferenceClassifier(path, **settings)
     raise unknown("runtime", runtime, RUNTIMES)

@@ -12,14 +12,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, BuildError, reason
-from robust_export.native import HOW, KERNEL_SIZES, ort_has_cuda, ort_library, why_no_library
-from robust_export.onnx_file import read_model, sparta_nodes
-from robust_export.op import DOMAIN, OPERATOR
-from robust_export.runtimes.blocked import BLOCKED, blocked_session
-from robust_export.runtimes.graph import Planes, precision_of, ran_in, with_activations
-from robust_export.runtimes.providers import PROVIDERS, Provider, prepare, start
+from robust_export.kernels import HOW, KERNEL_SIZES, ort_has_cuda, ort_library, why_no_library
+from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.runtimes.classifier import Logits, Pixels
+from robust_export.runtimes.onnx_model import (
+    Planes,
+    precision_of,
+    ran_in,
+    read_model,
+    sparta_nodes,
+    with_activations,
+)
+from robust_export.runtimes.ort_blocked import BLOCKED, blocked_session
+from robust_export.runtimes.ort_gpu import PROVIDERS, Provider, prepare, start
 
 CPU = "CPUExecutionProvider"
 NO_KERNEL = "Could not find an implementation"  # ONNX Runtime's words for a format that it cannot compute in

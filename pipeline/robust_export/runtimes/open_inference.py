@@ -14,7 +14,7 @@ import numpy as np
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from robust_export.classifier import Logits, Pixels
+from robust_export.runtimes.classifier import Logits, Pixels
 
 BINARY = "binary_tensor_data"  # the extension's name, in a server's metadata
 LENGTH = "Inference-Header-Content-Length"  # bytes of the JSON that binary tensors follow

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, reason
+from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from robust_export.classifier import Logits, Pixels
+from robust_export.runtimes.classifier import Logits, Pixels
 
 Array = npt.NDArray[np.float32]
 

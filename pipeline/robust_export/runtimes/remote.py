@@ -17,8 +17,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 import numpy as np
 
-from robust_export.classifier import Logits, Pixels
 from robust_export.errors import ArtifactError, InvalidValue, reason
+from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.open_inference import (
     BINARY,
     LENGTH,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robust_export.classifier import Logits, Pixels
+from robust_export.runtimes.classifier import Logits, Pixels
 
 Observe = Callable[
     [int, Sequence[float], float], None

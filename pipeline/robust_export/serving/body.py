@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field
 
-from robust_export.classifier import Logits
 from robust_export.errors import reason
+from robust_export.runtimes.classifier import Logits
 from robust_export.runtimes.open_inference import LENGTH, clip, parse
 from robust_export.serving.refusal import Refused
 from robust_export.serving.tensors import Given, Query, Wanted, to_elements

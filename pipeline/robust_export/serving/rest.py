@@ -20,7 +20,7 @@ from robust_export.serving.logs import request_id
 from robust_export.serving.openapi import openapi
 from robust_export.serving.refusal import Refused
 from robust_export.serving.service import VERSION, Served, Service, log
-from robust_export.web.page import server_page
+from robust_export.serving.ui.page import server_page
 
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # which no key is needed for; the page asks for it
 ID = "X-Request-Id"

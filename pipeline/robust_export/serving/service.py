@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from robust_export import __version__
-from robust_export.classifier import Logits, Pixels
 from robust_export.errors import reason
+from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.open_inference import BINARY, LABELS, clip
 from robust_export.serving.batching import Batcher
 from robust_export.serving.body import Output
 from robust_export.serving.logs import LOGGER
 from robust_export.serving.metrics import Metrics
-from robust_export.serving.models import PLATFORMS, Model
 from robust_export.serving.refusal import Refused
+from robust_export.serving.served_models import PLATFORMS, Model
 from robust_export.serving.settings import Settings
 from robust_export.serving.tensors import IMAGE, PIXELS, Query, decode, read_images, read_pixels, the_input
 

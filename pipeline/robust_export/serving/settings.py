@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from robust_export.config import STRICT, Count, Natural, NonNegative, Positive, Precision
+from robust_export.recipe.schema import STRICT, Count, Natural, NonNegative, Positive, Precision
 
 MIB = 1 << 20
 COUNTS = (

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from robust_export.classifier import Pixels
+from robust_export.data.image_files import MAX_PIXELS, open_image, to_bytes
 from robust_export.errors import DataError, reason
-from robust_export.images import MAX_PIXELS, open_image, to_bytes
+from robust_export.runtimes.classifier import Pixels
 from robust_export.runtimes.open_inference import clip
 from robust_export.serving.refusal import Refused
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from robust_export.bundle import MANIFEST, Bundle
-from robust_export.config import Recipe
-from robust_export.device import find_device
-from robust_export.files import replace_folder
-from robust_export.processes import Processes
-from robust_export.stop import Stop
-from robust_export.training.run import OnEpoch, OnStep, Run
-from robust_export.training.state import Epoch
-from robust_export.workspace import check_same_recipe, prepare
+from robust_export.recipe.schema import Recipe
+from robust_export.training.distributed import Processes
+from robust_export.training.progress import Epoch
+from robust_export.training.run_dir import check_same_recipe, prepare
+from robust_export.training.trainer import OnEpoch, OnStep, Run
+from robust_export.utils.device import find_device
+from robust_export.utils.files import replace_folder
+from robust_export.utils.stop import Stop
 
 __all__ = ["Epoch", "OnEpoch", "OnStep", "Run", "Stop", "train"]
 

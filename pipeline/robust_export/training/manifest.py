@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_export.bundle import MANIFEST, Bundle
-from robust_export.config import SpartaOptions
-from robust_export.files import sha256
-from robust_export.models import sparta_file
-from robust_export.provenance import data_facts, machine, now, versions
+from robust_export.nn.models import sparta_file
+from robust_export.recipe.schema import SpartaOptions
+from robust_export.utils.files import sha256
+from robust_export.utils.provenance import machine, now, versions
 
 if TYPE_CHECKING:
-    from robust_export.training.run import Run
+    from robust_export.training.trainer import Run
 
 
 def manifest(run: Run, name: str) -> dict[str, Any]:
@@ -35,10 +35,12 @@ def manifest(run: Run, name: str) -> dict[str, Any]:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    best, extra = run.history[run.best_epoch - 1], run.feed.extra
+    best, images, extra = run.history[run.best_epoch - 1], run.train_images, run.feed.extra
     facts = {
         "recipe": "recipe.toml", "seed": run.recipe.train.seed,
-        "data": data_facts(run.train_images, run.val_images),
+        "data": {
+            "name": images.name, "sha256": images.digest, "train": len(images), "val": len(run.val_images),
+        },
         "best_epoch": run.best_epoch, "epochs": len(run.history),
         "val": {"clean_accuracy": best.clean_accuracy, "robust_accuracy": best.robust_accuracy},
         "versions": versions(), "machine": machine(run.device),

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Generator, Tensor, nn
 
 from robust_export.attacks.pgd import cross_entropy, nearby, pgd, single_step
-from robust_export.config import BETA, Recipe
+from robust_export.recipe.schema import BETA, Recipe
 from robust_export.training import losses
 
 Objective = Callable[[nn.Module], Tensor]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from robust_export.config import Recipe
 from robust_export.errors import TrainingError
-from robust_export.processes import Processes
-from robust_export.recipe import tables
-from robust_export.training.state import Epoch
+from robust_export.recipe.recipe_file import tables
+from robust_export.recipe.schema import Recipe
+from robust_export.training.distributed import Processes
+from robust_export.training.progress import Epoch
 
 INSTALL = {
     "tensorboard": "pip install 'robust-export[track]'",

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from robust_export.bundle import Bundle
-from robust_export.classifier import Artifact
-from robust_export.config import Verify
 from robust_export.errors import ArtifactError, reason
-from robust_export.files import sha256
-from robust_export.native import ort_library
-from robust_export.onnx_file import read_model
+from robust_export.kernels import ort_library
+from robust_export.recipe.schema import Verify
 from robust_export.runtimes import is_url, open_file, open_url
-from robust_export.runtimes.graph import HALVES, precision_of
+from robust_export.runtimes.classifier import Artifact
+from robust_export.runtimes.onnx_model import HALVES, precision_of, read_model
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
-from robust_export.runtimes.providers import PROVIDERS
-from robust_export.runtimes.tensorrt import NoGPU
-from robust_export.verification.listing import AUTO, ENGINE
+from robust_export.runtimes.ort_gpu import PROVIDERS
+from robust_export.runtimes.tensorrt.classifier import NoGPU
+from robust_export.utils.files import sha256
+from robust_export.verification.selection import AUTO, ENGINE
 
 SLOW = {"iterations": 10, "queries": 50, "ascent": 5}  # budgets on the reference evaluator, at most
 

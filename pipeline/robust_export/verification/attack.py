@@ -11,13 +11,13 @@ from torch import Generator, Tensor
 from robust_export.attacks.artifact import bpda, square
 from robust_export.attacks.autoattack import AttackResult, autoattack, check_budget
 from robust_export.attacks.pgd import pgd
-from robust_export.classifier import Logits, Pixels
-from robust_export.config import Threat, Verify
+from robust_export.recipe.schema import Threat, Verify
+from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.pytorch import PyTorchClassifier
-from robust_export.units import Arrays, Units
+from robust_export.utils.work_items import Arrays, Units
 from robust_export.verification.artifacts import Subject
 from robust_export.verification.examples import Examples, Rows, Score, right
-from robust_export.verification.report import Points
+from robust_export.verification.results import Points
 from robust_export.verification.worst_case import Search, Watch, points
 
 STEPS = 20  # of PGD at most, for an example of every image, those too that AutoAttack could not break

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robust_export.classifier import Classifier, Logits, Pixels
-from robust_export.config import Threat
-from robust_export.verification.gates import Correct
+from robust_export.recipe.schema import Threat
+from robust_export.runtimes.classifier import Classifier, Logits, Pixels
+from robust_export.verification.criteria import Correct
 
 Labels = npt.NDArray[np.int64]  # [N]
 Rows = npt.NDArray[np.int64]  # [M], which images

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robust_export.classifier import Logits
+from robust_export.runtimes.classifier import Logits
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

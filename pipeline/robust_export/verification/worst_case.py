@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robust_export.classifier import Classifier, Logits, Pixels
-from robust_export.config import Threat
-from robust_export.units import Arrays
+from robust_export.recipe.schema import Threat
+from robust_export.runtimes.classifier import Classifier, Logits, Pixels
+from robust_export.utils.work_items import Arrays
 from robust_export.verification.examples import Labels, distance, reach, right
 from robust_export.verification.parity import Bools, Floats, flipped, gaps, margins
-from robust_export.verification.report import Points, Searched, WorstCase
+from robust_export.verification.results import Points, Searched, WorstCase
 
 HALVINGS = 60  # more than a float32 in [0, 1] can be halved; bisection ends by itself before
 LADDER = range(3, 17)  # steps of 2^-k of the way from the image to its adversarial example

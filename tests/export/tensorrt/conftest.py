@@ -8,11 +8,11 @@ from shutil import copytree
 
 import pytest
 
-from robust_export import native
+from robust_export import kernels as native
 from robust_export.bundle import FILES, Bundle
-from robust_export.export.bundle import export_bundle
+from robust_export.export.bundle_onnx import export_bundle
 from robust_export.export.calibration import Calibration
-from robust_export.flavors import Flavor, find
+from robust_export.runtimes.tensorrt import Flavor, find
 
 
 @pytest.fixture(scope="session")

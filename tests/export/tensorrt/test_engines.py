@@ -12,11 +12,11 @@ import pytest
 from robust_export.bundle import FILES
 from robust_export.errors import ArtifactError, InvalidValue, UnknownName
 from robust_export.export.tensorrt import Batch, Options, build_engine, read
-from robust_export.export.tensorrt.build import Refusal, check_options
+from robust_export.export.tensorrt.builder import Refusal, check_options
 from robust_export.export.tensorrt.engines import build, dotted, parse, targets
 from robust_export.export.tensorrt.inspect import Layer, check_engine, check_network
 from robust_export.export.tensorrt.monitor import Monitor
-from robust_export.flavors import Flavor
+from robust_export.runtimes.tensorrt import Flavor
 
 KNOWN = [(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)]
 TURING_LACKS = {"fp32": "FP32 GEMM is not supported", "bf16": "b16", "int8": "FP32 GEMM is not supported"}

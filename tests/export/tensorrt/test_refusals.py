@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from robust_export.errors import ArtifactError
 from robust_export.export.tensorrt import read
 from robust_export.export.tensorrt.engines import parse
-from robust_export.flavors import Flavor
+from robust_export.runtimes.tensorrt import Flavor
 
 REFUSALS = """
 import json, sys

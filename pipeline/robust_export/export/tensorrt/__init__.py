@@ -1,7 +1,7 @@
 """Engines of TensorRT, built from a bundle's ONNX files."""
 
-from robust_export.export.tensorrt.build import Batch, Options
-from robust_export.export.tensorrt.bundle import export_engine
+from robust_export.export.tensorrt.builder import Batch, Options
+from robust_export.export.tensorrt.bundle_engines import export_engine
 from robust_export.export.tensorrt.engines import Engine, build_engine
 from robust_export.export.tensorrt.graph import PLUGINS, Graph, read
 

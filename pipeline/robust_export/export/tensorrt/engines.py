@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robust_export import native
+from robust_export import kernels as native
 from robust_export.errors import ArtifactError, InvalidValue
-from robust_export.export.tensorrt import quick
-from robust_export.export.tensorrt.build import Network, Options, Refusal, check_options
+from robust_export.export.tensorrt import aot as quick
+from robust_export.export.tensorrt.builder import Network, Options, Refusal, check_options
 from robust_export.export.tensorrt.graph import Graph, read
 from robust_export.export.tensorrt.inspect import (
     Layer,
@@ -20,8 +20,8 @@ from robust_export.export.tensorrt.inspect import (
     network_layers,
 )
 from robust_export.export.tensorrt.monitor import Monitor
-from robust_export.files import sha256
-from robust_export.flavors import Flavor, find, gpu, load_plugins
+from robust_export.runtimes.tensorrt import Flavor, find, gpu, load_plugins
+from robust_export.utils.files import sha256
 
 Capability = tuple[int, int]
 Refused = Callable[[Capability, ArtifactError], None]

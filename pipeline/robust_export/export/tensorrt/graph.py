@@ -16,8 +16,8 @@ import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
 from robust_export.errors import ArtifactError, unknown
-from robust_export.onnx_file import drop_function, has_function, read_model, sparta_nodes
-from robust_export.op import DOMAIN, OPERATOR
+from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.runtimes.onnx_model import drop_function, has_function, read_model, sparta_nodes
 
 PLUGINS = ("library", "aot", "none")
 VERSION = "1"  # of the plugins, as the parser looks for them, and their namespaces

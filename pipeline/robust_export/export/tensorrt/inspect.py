@@ -10,7 +10,7 @@ from typing import Any
 
 from robust_export.errors import ArtifactError
 from robust_export.export.tensorrt.graph import Graph
-from robust_export.flavors import Flavor, count_plugins, deserialise, engine_layers
+from robust_export.runtimes.tensorrt import Flavor, count_plugins, deserialise, engine_layers
 
 PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}

@@ -1,8 +1,0 @@
-"""How fast it is: whole models and the operator alone, side by side in one process."""
-
-from robust_export.bench.engines import bench_engines
-from robust_export.bench.models import bench_bundle, bench_network
-from robust_export.bench.operator import bench_operator
-from robust_export.bench.report import Bench
-
-__all__ = ["Bench", "bench_bundle", "bench_engines", "bench_network", "bench_operator"]

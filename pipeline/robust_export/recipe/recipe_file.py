@@ -1,0 +1,139 @@
+"""Reads and writes recipes: small TOML files with the sections of `config`.
+
+Keys that a recipe does not give keep the default of the data set (recipes/<data set>.toml), then that of
+`config`. Unknown keys are refused, except in [model], where they are timm keyword arguments.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import ValidationError
+
+from robust_export.errors import InvalidValue, unknown
+from robust_export.recipe.schema import SECTIONS, Model, Recipe
+
+Tables = Mapping[str, Mapping[str, Any]]
+T = TypeVar("T")
+
+
+def parse(tables: Tables, source: str = "recipe") -> Recipe:
+    """Return the recipe that the tables of a TOML document describe.
+
+    Raises:
+        UnknownName: for an unknown section or key, naming the nearest known one.
+        InvalidValue: for a value of the wrong type or out of range, naming the key.
+    """
+    sections = {}
+    for section, table in tables.items():
+        if section not in SECTIONS:
+            raise unknown(f"section in {source}", section, SECTIONS)
+        if not isinstance(table, Mapping):
+            raise InvalidValue(f"{source}: {section} is {table!r}; expected a section [{section}]")
+        sections[section] = build(SECTIONS[section], table, f"{source}: [{section}]")
+    return Recipe(**sections)
+
+
+def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Return the dataclass `kind` from a table, or raise an error that names the key."""
+    known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    extra = {key: value for key, value in table.items() if key not in known}
+    given = {key: value for key, value in table.items() if key in known}
+    if kind is Model:
+        options = given.get("options", {})
+        if not isinstance(options, Mapping) or not options.keys().isdisjoint(known):
+            raise InvalidValue(
+                f"{where}: options is {options!r}; expected timm's keyword arguments, none of them "
+                f"{', '.join(known)}"
+            )
+        given["options"] = {**options, **extra}
+    elif extra:
+        raise unknown(f"key in {where}", next(iter(extra)), known)
+    try:
+        return kind(**_tuples(given))
+    except ValidationError as error:
+        raise InvalidValue(f"{where}: {_explain(error)}") from None
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """Return the tables of a TOML file, or of a recipe of this package by its name ("cifar10-trades").
+
+    Raises:
+        InvalidValue: if the file cannot be read or is not TOML.
+    """
+    if not Path(path).suffix and not Path(path).exists() and (packaged := default_recipe(str(path))):
+        return packaged
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise InvalidValue(f"recipe {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, not TOML, or an integer of thousands of digits
+        raise InvalidValue(f"recipe {path} is not a TOML file: {error}") from None
+
+
+def default_recipe(data_set: str) -> dict[str, Any]:
+    """Return the tables of a data set's own recipe, or of another of this package by its name."""
+    file = resources.files("robust_export") / "recipe" / "defaults" / f"{data_set.partition(':')[0]}.toml"
+    return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def merge(*layers: Tables) -> dict[str, dict[str, Any]]:
+    """Return the layers' tables laid over each other, later ones on top."""
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for section, table in layer.items():
+            below = merged.setdefault(section, {})
+            if isinstance(below, dict) and isinstance(table, Mapping):
+                below.update(table)
+            elif isinstance(below, dict):
+                merged[section] = table  # stays, whatever lies on top: parse refuses and names it
+    return merged
+
+
+def tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return the recipe as plain tables, timm's keyword arguments laid flat in [model]."""
+    result = asdict(recipe)
+    result["model"].update(result["model"].pop("options"))
+    return {section: _lists(table) for section, table in result.items()}
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Return the complete recipe as TOML; `parse` of it gives an equal recipe."""
+    return tomli_w.dumps(tables(recipe))
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """Return a line for every key in which two recipes differ, "train.lr: 0.1, 0.2"."""
+    a, b = tables(one), tables(other)
+    return [
+        f"{section}.{key}: {a[section].get(key)!r}, {b[section].get(key)!r}"
+        for section in a
+        for key in a[section] | b[section]
+        if a[section].get(key) != b[section].get(key)
+    ]
+
+
+def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn lists of settings into the tuples that frozen dataclasses hold (timm's stay lists)."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+
+
+def _lists(table: Mapping[str, Any]) -> dict[str, Any]:
+    given = {key: value for key, value in table.items() if value is not None}  # TOML has no null
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+
+
+def _explain(error: ValidationError) -> str:
+    """Return the first problem as "key is 'x': Input should be ..."."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key} is {first['input']!r}; {message[0].lower()}{message[1:]}"

@@ -1,0 +1,1 @@
+"""Files, devices, random numbers, timing, and other tools without knowledge of models."""

@@ -1,0 +1,124 @@
+"""robust-export triton: which file it takes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from robust_export.bundle import Bundle
+from robust_export.cli import cli
+from tests.serving.triton.bundles import with_engines
+from tests.serving.triton.message import read
+
+RTX = {"flavor": "rtx"}
+
+
+def run(bundle: Bundle, *args: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["triton", "--model", str(bundle.path), *map(str, args)])
+
+
+def test_the_command_of_the_server_is_printed(tmp_path: Path) -> None:
+    bundle = with_engines(tmp_path / "net", sm89={}, **{"sm89.rtx": RTX})
+    result = run(bundle, "--out", tmp_path / "models", "--plugin", "/p/x.so", "--preferred", "4, 8")
+    assert result.exit_code == 0, result.output
+    assert shlex.split(result.stdout)[-1] == "--backend-config=tensorrt,plugins=/p/x.so"
+    assert "has not been verified; robust-export verify --model" in result.stderr
+    found = read((tmp_path / "models" / "net" / "config.pbtxt").read_text())
+    assert list(found.dynamic_batching.preferred_batch_size) == [4, 8]
+
+
+def test_json(tmp_path: Path) -> None:
+    bundle = with_engines(tmp_path / "net", sm89={})
+    digest = bundle.manifest["files"]["model.onnx"]["sha256"]
+    report = {"artifacts": [{"sha256": digest, "verdict": "pass"}]}
+    (bundle.path / "verify.json").write_text(json.dumps(report))
+    result = run(bundle, "--runtime", "onnx", "--device", "gpu", "--gpus", "0,1", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1
+    assert found["folder"] == str(bundle.path / "triton" / "net")
+    assert found["command"][0] == "tritonserver"
+    assert found["facts"]["verdict"] == "pass"
+    assert "robust-export verify" not in result.stderr
+    Bundle.open(bundle.path)  # which a repository in it does not alter
+
+
+@pytest.mark.parametrize(
+    ("args", "file"),
+    [
+        (["--compute-capability", "9.0"], "model.sm90.engine"),
+        (["--compute-capability", "sm_89"], "model.sm89.engine"),
+        (["--engine", "model.sm90.engine"], "model.sm90.engine"),
+        (["--precision", "fp16"], "model.fp16.engine"),
+        (["--runtime", "onnx"], "model.onnx"),
+    ],
+)
+def test_the_file_that_is_taken(tmp_path: Path, args: list[str], file: str) -> None:
+    bundle = with_engines(
+        tmp_path / "net", sm89={}, sm90={"compute_capability": "9.0"}, fp16={"precision": "fp16"}
+    )
+    result = run(bundle, *args, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["facts"]["file"] == file
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ([], 1, "several engines in fp32: model.sm89.engine, model.sm90.engine"),
+        (["--precision", "fp16"], 1, "TensorRT for RTX, which Triton has no backend for"),
+        (["--precision", "bf16"], 1, "robust-export tensorrt"),
+        (["--precision", "bf16"], 1, "--runtime onnx"),
+        (["--compute-capability", "7.5"], 1, "for compute capability 7.5"),
+        (["--compute-capability", "new"], 2, "expected one such as 8.9"),
+        (["--engine", "model.rtx.engine"], 1, "TensorRT for RTX"),
+        (["--engine", "model.many.engine"], 1, "takes 8 images or more"),
+        (["--engine", "model.onnx"], 1, "no engine model.onnx; it has model.sm89.engine"),
+        (["--runtime", "onnx", "--precision", "int8"], 1, "robust-export onnx"),
+        (["--runtime", "onnx", "--engine", "model.sm89.engine"], 2, "leave out --runtime onnx"),
+        (["--runtime", "onnx", "--gpus", "0,x"], 2, "--gpus is '0,x'"),
+        (["--runtime", "onnx", "--preferred", "0"], 2, "preferred"),
+        (["--runtime", "onnx", "--instances", "0"], 2, "instances is 0"),
+        (["--runtime", "onnx", "--max-delay", "-1"], 2, "max_delay"),
+        (["--runtime", "onnx", "--op-library", "x.so"], 2, "absolute path on the server"),
+        (["--runtime", "onnx", "--plugin", "/a.so;/b.so"], 2, "absolute path on the server"),
+        (["--runtime", "onnx", "--device", "cpu", "--gpus", "0"], 2, "gpus were given for the CPU"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, args: list[str], code: int, words: str) -> None:
+    bundle = with_engines(
+        tmp_path / "net", sm89={}, sm90={"compute_capability": "9.0"}, rtx=RTX | {"precision": "fp16"},
+        many={"precision": "int8", "profile": {"min": 8, "opt": 8, "max": 8}},
+    )  # fmt: skip
+    result = run(bundle, *args)
+    assert result.exit_code == code, result.output
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert not (bundle.path / "triton").exists()
+
+
+def test_an_altered_bundle_is_refused(tmp_path: Path) -> None:
+    bundle = with_engines(tmp_path / "net", sm89={})
+    bundle.file("model.onnx").write_bytes(b"other")
+    result = run(bundle)
+    assert result.exit_code == 1
+    assert "model.onnx was altered" in result.stderr
+
+
+def test_what_the_tensorrt_command_builds_without_a_gpu_is_refused(bundle: Bundle) -> None:
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed")
+    from robust_export.export.tensorrt import export_engine
+
+    export_engine(bundle, flavor="rtx", plugin="none", capabilities=[(8, 9)])
+    result = run(bundle)
+    assert result.exit_code == 1
+    assert "model.body.sm89.rtx.engine is an engine of TensorRT for RTX" in result.stderr
+    result = run(bundle, "--runtime", "onnx", "--json")
+    assert json.loads(result.stdout)["facts"]["threat"] == "Linf 0.1"

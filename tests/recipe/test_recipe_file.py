@@ -1,0 +1,318 @@
+"""Recipes: what is taken, what is refused, and that nothing is lost on the way through TOML."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import robust_export
+from robust_export.errors import InvalidValue, UnknownName
+from robust_export.recipe.recipe_file import (
+    Tables,
+    default_recipe,
+    differences,
+    load_recipe,
+    merge,
+    parse,
+    tables,
+    to_toml,
+)
+from robust_export.recipe.schema import (
+    SECTIONS,
+    Attack,
+    Data,
+    Model,
+    Recipe,
+    SpartaOptions,
+    Threat,
+    Train,
+    Verify,
+)
+
+RECIPES = sorted(Path(robust_export.__file__).parent.glob("recipe/defaults/*.toml"))
+
+
+# --- the recipes that come with the package ---
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_default_recipe_parses(path: Path) -> None:
+    assert default_recipe(path.stem) == load_recipe(path) != {}
+    recipe = parse(default_recipe(path.stem), path.name)
+    assert recipe != Recipe()
+    assert parse(tomllib.loads(to_toml(recipe))) == recipe
+
+
+def test_there_is_a_default_recipe_for_each_data_set() -> None:
+    stems = {path.stem for path in RECIPES}
+    assert stems >= {"digits", "cifar10", "cifar100", "svhn", "folder", "demo"}
+
+
+PUBLISHED = [path for path in RECIPES if "-" in path.stem]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_recipe_names_its_data_set_and_its_source(path: Path, tmp_path: Path) -> None:
+    tables = load_recipe(path.stem)
+    assert tables == load_recipe(path)
+    assert tables["data"]["name"] == path.stem.partition("-")[0]
+    head = path.read_text().split("\n\n")[0]
+    assert "Not run here" in head
+    docs = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert f"`{path.stem}`" in docs
+    for figure in re.findall(r"\d+\.\d+(?= %)", head):
+        assert figure in docs
+
+
+@pytest.mark.parametrize(
+    ("data_set", "eps"), [("digits", 0.15), ("cifar10", 8 / 255), ("folder:/x:y", 4 / 255)]
+)
+def test_default_recipe_is_the_data_sets(data_set: str, eps: float) -> None:
+    assert parse(default_recipe(data_set)).threat == Threat("Linf", eps)
+
+
+def test_a_data_set_without_a_recipe_has_the_defaults() -> None:
+    assert default_recipe("imagenet") == {}
+    assert parse({}) == Recipe()
+
+
+# --- eps ---
+
+
+@pytest.mark.parametrize(
+    ("norm", "given_eps", "eps"),
+    [
+        ("Linf", "8/255", 8 / 255), ("Linf", " 8 / 255 ", 8 / 255), ("Linf", "0.1", 0.1),
+        ("Linf", "1e-3", 1e-3), ("Linf", 0.1, 0.1), ("Linf", 1, 1.0), ("Linf", 0, 0.0), ("L2", 3, 3.0),
+        ("L2", "1/2", 0.5),
+    ],
+)  # fmt: skip
+def test_eps_may_be_a_number_or_a_fraction(norm: str, given_eps: object, eps: float) -> None:
+    threat = parse({"threat": {"norm": norm, "eps": given_eps}}).threat
+    assert threat.eps == eps
+    assert isinstance(threat.eps, float)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize(
+    "eps",
+    [
+        -0.1, -1, "-8/255", "abc", "", "8/0", "8//255", "nan", "inf", float("nan"), float("inf"),
+        float("-inf"), True, False, [0.1], {"x": 1}, 10**400, "1e400",
+    ],
+    ids=lambda value: repr(value)[:12],
+)  # fmt: skip
+def test_an_eps_that_is_none_is_refused(norm: str, eps: object) -> None:
+    with pytest.raises(InvalidValue, match="eps"):
+        parse({"threat": {"norm": norm, "eps": eps}})
+
+
+@pytest.mark.parametrize("eps", [1.001, 8, "9/8", 255])
+def test_an_eps_in_grey_levels_is_refused(eps: object) -> None:
+    with pytest.raises(InvalidValue, match=r"eps is .*8/255"):
+        parse({"threat": {"eps": eps}})
+
+
+# --- names and types ---
+
+
+@pytest.mark.parametrize(
+    ("document", "received", "nearest"),
+    [
+        ({"train": {"epoch": 3}}, "epoch", "epochs"),
+        ({"trian": {"epochs": 3}}, "trian", "train"),
+        ({"threat": {"epsilon": 0.1}}, "epsilon", "eps"),
+        ({"verify": {"max_dorp": 0.1}}, "max_dorp", "max_drop"),
+        ({"data": {"nmae": "digits"}}, "nmae", "name"),
+        ({"sparta": {"kernel": 3}}, "kernel", "kernel_size"),
+    ],
+)
+def test_an_unknown_name_brings_the_nearest_known_one(
+    document: dict[str, dict[str, Any]], received: str, nearest: str
+) -> None:
+    with pytest.raises(UnknownName) as caught:
+        parse(document, "my.toml")
+    assert repr(received) in str(caught.value)
+    assert repr(nearest) in str(caught.value)
+    assert "my.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "epochs", "ten"), ("train", "epochs", "10"), ("train", "epochs", 1.5),
+        ("train", "epochs", 10.0), ("train", "epochs", 0), ("train", "epochs", -1), ("train", "epochs", True),
+        ("train", "epochs", [1]), ("train", "seed", -1), ("train", "lr", 0), ("train", "lr", float("inf")),
+        ("train", "ema", 1), ("train", "optimizer", "adam"), ("train", "channels_last", 1),
+        ("data", "val_fraction", 0), ("data", "val_fraction", 1), ("data", "shift", -1),
+        ("data", "flip", "yes"), ("data", "name", 3), ("threat", "norm", "linf"), ("attack", "steps", 2.0),
+        ("attack", "step_size", 0), ("attack", "val_steps", 0), ("sparta", "kernel_size", 4),
+        ("sparta", "share", "all"), ("model", "image_size", 3), ("model", "in_chans", 0),
+        ("verify", "attacks", "square"), ("verify", "attacks", []), ("verify", "attacks", ["apgd"]),
+        ("verify", "max_drop", 1), ("verify", "min_agreement", 1.1), ("verify", "max_gap", 0),
+        ("model", "options", 3), ("model", "options", [1]),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_by_its_key(section: str, key: str, value: object) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        parse({section: {key: value}}, "my.toml")
+    assert f"[{section}]" in str(caught.value)
+    assert key in str(caught.value)
+    assert "my.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [3, "x", [1], True])
+def test_a_section_must_be_a_section(value: Any) -> None:
+    with pytest.raises(InvalidValue, match="train"):
+        parse({"train": value})
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_is_frozen(section: str) -> None:
+    table = getattr(Recipe(), section)
+    with pytest.raises(FrozenInstanceError):
+        setattr(table, next(iter(tables(Recipe())[section])), "other")
+    with pytest.raises(FrozenInstanceError):
+        setattr(Recipe(), section, table)
+
+
+def test_unknown_keys_of_model_are_timms() -> None:
+    document = "[model]\nname = 'r_sparta'\nchannels = [16, 32]\nstem_width = 8\nnested = {a = [1], b = 'c'}"
+    recipe = parse(tomllib.loads(document))
+    options = {"channels": [16, 32], "stem_width": 8, "nested": {"a": [1], "b": "c"}}
+    assert recipe.model == Model(name="r_sparta", options=options)
+    assert tables(recipe)["model"]["channels"] == [16, 32]
+    assert "options" not in tables(recipe)["model"]
+    again = parse(tomllib.loads(to_toml(recipe)))
+    assert again == recipe
+    assert again.model.options["channels"] == [16, 32]
+    assert parse({"model": {"options": {"channels": [16, 32]}}}).model.options == {"channels": [16, 32]}
+
+
+def test_an_option_cannot_hide_a_key_of_model() -> None:
+    """Written to TOML, the option would overwrite the key."""
+    with pytest.raises((InvalidValue, UnknownName), match="name"):
+        parse({"model": {"name": "r18_sparta", "options": {"name": "r34_sparta"}}})
+
+
+# --- TOML and back ---
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+above_zero = st.floats(1e-12, 1e6)
+counts = st.integers(1, 2**62)
+natural = st.integers(0, 2**62)
+below_one = st.floats(0, 1, exclude_max=True)
+leaf = st.one_of(text, st.booleans(), st.integers(-(2**62), 2**62), st.floats(allow_nan=False))
+option = st.recursive(
+    leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3)
+)
+names = text.filter(lambda key: key not in Model.__dataclass_fields__)
+recipes = st.builds(
+    Recipe,
+    model=st.builds(
+        Model,
+        name=text,
+        image_size=st.integers(4, 4096),
+        init=text,
+        options=st.dictionaries(names, option, max_size=3),
+    ),
+    sparta=st.builds(
+        SpartaOptions, share=st.sampled_from(["width", "site"]), lr_multiple=above_zero, load=text
+    ),
+    data=st.builds(
+        Data, name=text, dir=text, val_fraction=st.floats(1e-9, 0.999), shift=natural, flip=st.booleans()
+    ),
+    threat=st.one_of(
+        st.builds(Threat, norm=st.just("Linf"), eps=st.floats(0, 1)),
+        st.builds(Threat, norm=st.just("L2"), eps=st.floats(0, 1000)),
+    ),
+    attack=st.builds(Attack, steps=natural, step_size=above_zero, random_start=st.booleans()),
+    train=st.builds(Train, epochs=counts, lr=above_zero, ema=below_one, seed=natural, warmup=below_one),
+    verify=st.builds(
+        Verify,
+        attacks=st.lists(st.sampled_from(["apgd-ce", "apgd-dlr", "square"]), min_size=1, max_size=3).map(
+            tuple
+        ),
+        max_gap=above_zero,
+        min_agreement=st.floats(0, 1),
+    ),
+)
+
+
+@given(recipes)
+@settings(deadline=None)
+def test_a_recipe_survives_toml(recipe: Recipe) -> None:
+    again = parse(tomllib.loads(to_toml(recipe)))
+    assert again == recipe
+    assert differences(again, recipe) == []
+    assert to_toml(again) == to_toml(recipe)
+
+
+# --- layers and differences ---
+
+
+def test_later_layers_lie_on_top() -> None:
+    default: Tables = {"train": {"epochs": 3, "lr": 0.1}, "data": {"shift": 1}}
+    file: Tables = {"train": {"epochs": 5}, "threat": {"eps": "4/255"}}
+    merged = merge(default, file, {"train": {"epochs": 7}}, {})
+    assert merged["train"] == {"epochs": 7, "lr": 0.1}
+    assert merged == {"train": merged["train"], "data": {"shift": 1}, "threat": {"eps": "4/255"}}
+    assert default["train"] == {"epochs": 3, "lr": 0.1}  # the layers stay as they were
+    assert merge() == {}
+
+
+@pytest.mark.parametrize("upper", [{}, {"train": {"epochs": 3}}])
+@pytest.mark.parametrize("lower", [{}, {"train": {"epochs": 5}}])
+def test_a_layer_with_a_value_for_a_section_is_refused(lower: dict[str, Any], upper: dict[str, Any]) -> None:
+    """A recipe file with `train = 3`, between the data set's defaults and the command line."""
+    with pytest.raises(InvalidValue, match="train"):
+        parse(merge(lower, {"train": 3}, upper))  # type: ignore[dict-item]
+
+
+def test_differences_name_key_and_values() -> None:
+    one = parse({"train": {"lr": 0.1}, "model": {"channels": [1], "width": 2}})
+    other = parse({"train": {"lr": 0.2}, "model": {"channels": [2]}, "verify": {"attacks": ["square"]}})
+    lines = set(differences(one, other))
+    attacks = "verify.attacks: ['apgd-ce', 'apgd-t', 'fab-t', 'square'], ['square']"
+    assert lines == {"train.lr: 0.1, 0.2", "model.channels: [1], [2]", "model.width: 2, None", attacks}
+    assert "model.width: None, 2" in differences(other, one)
+    assert differences(one, one) == []
+
+
+# --- files ---
+
+
+def test_a_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match=r"nowhere\.toml cannot be read: No such file"):
+        load_recipe(tmp_path / "nowhere.toml")
+
+
+def test_a_recipe_that_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match=tmp_path.name):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"\xff\xfe\x00\x89PNG", id="not UTF-8"),
+        pytest.param(bytes(range(256)), id="every byte"),
+        pytest.param(b"\x00", id="NUL"),
+        pytest.param(b"epochs: 3", id="YAML"),
+        pytest.param(b"[train", id="half a line"),
+        pytest.param(b"[train]\nepochs = 1\nepochs = 2", id="twice"),
+        pytest.param(b"epochs = " + b"9" * 5000, id="more digits than Python converts"),
+    ],
+)
+def test_a_recipe_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidValue, match=r"recipe\.toml is not a TOML file"):
+        load_recipe(path)

@@ -1,0 +1,233 @@
+"""Whatever interrupts a run, nothing is lost, and it ends in the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from robust_export.bundle import Bundle
+from robust_export.cli import cli
+from robust_export.cli.base import Failure, interruptible
+from robust_export.errors import BundleError, RobustExportError, TrainingStopped
+from robust_export.recipe.recipe_file import to_toml
+from robust_export.training import Run, train
+from robust_export.training import step as learner
+from robust_export.utils.stop import Stop
+from tests.conftest import tiny_recipe
+
+pytestmark = pytest.mark.usefixtures("foreground")
+
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from tests.conftest import tiny_recipe
+from robust_export import training
+from robust_export.training import run
+
+what, nth, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+home = os if what == "replace" else run
+original, calls = getattr(home, what), 0
+
+def kill_at_nth(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == nth:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+setattr(home, what, kill_at_nth)
+training.train(tiny_recipe(), out, device="cpu", resume=True)
+"""
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("what", "nth"),
+    [
+        ("replace", 2),  # the first checkpoint's tensors are on disk, its pointer is not
+        ("augment", 15),  # in the middle of the second epoch
+        ("replace", 10),  # all epochs are done, weights.safetensors is not yet in its place
+        ("replace", 13),  # everything but the manifest
+    ],
+)
+def test_kill_9_at_any_moment_changes_no_byte(trained: Path, tmp_path: Path, what: str, nth: int) -> None:
+    out = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", KILLER, what, str(nth), str(out)], cwd=Path.cwd())
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(BundleError, match="unfinished"):
+        Bundle.open(out)
+    bundle = train(tiny_recipe(), out, device="cpu", resume=True)
+    assert weights(bundle.path) == weights(trained)
+    assert not list(out.rglob("*.tmp"))
+
+
+def recipe_file(folder: Path) -> str:
+    path = folder / "tiny.toml"
+    path.write_text(to_toml(tiny_recipe()))
+    return str(path)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, nth: int, how: signal.Signals) -> None:
+    """Send a signal to this very process at the nth training step."""
+    original, steps = Run._step, iter(range(1, 10**6))
+
+    def step(self: Run, *args: Any) -> Any:
+        if next(steps) == nth:
+            os.kill(os.getpid(), how)
+        return original(self, *args)
+
+    monkeypatch.setattr(Run, "_step", step)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_cleanly_and_can_be_resumed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    command = ["train", "--recipe", recipe_file(tmp_path), "--out", str(tmp_path / "run")]
+    command += ["--device", "cpu", "--json"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 17, how)
+        result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 1
+    assert "lost nothing" in result.stderr
+    assert "epoch 2, step 6" in result.stderr
+    assert "--resume" in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    again = CliRunner().invoke(cli, [*command, "--resume"])
+    assert again.exit_code == 0, again.output
+    assert weights(tmp_path / "run") == weights(trained)
+
+
+@pytest.mark.parametrize("every", [1000, 4])  # the disk is full after an epoch, or within one
+def test_a_full_disk_keeps_the_checkpoint_before(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    recipe = tiny_recipe(train={"checkpoint_every": every})
+    original, calls = os.fsync, iter(range(10**6))
+
+    def full(handle: int) -> None:
+        if next(calls) == 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RobustExportError, match=r"(?s)No space left.*Nothing was lost"):
+            train(recipe, tmp_path / "run", device="cpu")
+    assert train(recipe, tmp_path / "run", device="cpu", resume=True)
+    assert weights(tmp_path / "run") == weights(trained)
+
+
+# --- within an epoch ---
+
+RICH: dict[str, Any] = {
+    "model": {"drop_rate": 0.2},
+    "data": {"flip": True, "randaugment": 1, "cutmix": 1.0},
+    "train": {"checkpoint_every": 3, "epochs": 2, "method": "trades", "awp": 0.005},
+}
+
+
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run that uses every source of randomness there is, uninterrupted."""
+    return weights(train(tiny_recipe(**RICH), tmp_path_factory.mktemp("rich") / "run", device="cpu").path)
+
+
+@pytest.mark.parametrize(("nth", "workers"), [(5, 1), (18, 0)])
+def test_an_error_in_a_step_costs_at_most_checkpoint_every(
+    rich: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, workers: int
+) -> None:
+    """`nth` counts steps: 11 are an epoch; what breaks off at 5 goes on after 3, at 18 after 11 + 6."""
+    recipe, done = tiny_recipe(**{**RICH, "data": {**RICH["data"], "workers": workers}}), 0
+
+    def count(epoch: int, step: int, steps: int) -> None:
+        nonlocal done
+        done += 1
+
+    with monkeypatch.context() as patch:
+        original, steps = Run._step, iter(range(1, 10**6))
+
+        def step(self: Run, *args: Any) -> Any:
+            if next(steps) == nth:
+                raise KeyboardInterrupt
+            return original(self, *args)
+
+        patch.setattr(Run, "_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "run", device="cpu")
+    bundle = train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=count)
+    assert 22 - done == {5: 3, 18: 17}[nth]
+    assert weights(bundle.path) == rich
+
+
+def test_what_is_asked_to_stop_loses_no_step(rich: bytes, tmp_path: Path) -> None:
+    """Stopped after every few steps, and during validation, it still ends in the same bytes."""
+    recipe, stops = tiny_recipe(**{**RICH, "train": {**RICH["train"], "checkpoint_every": 0}}), 0
+    steps_seen: list[tuple[int, int]] = []
+    while True:
+        stop = Stop()
+
+        def ask(epoch: int, step: int, steps: int, stop: Stop = stop) -> None:
+            steps_seen.append((epoch, step))
+            stop.asked = step in (2, 7, 11)
+
+        try:
+            bundle = train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=ask, stop=stop)
+            break
+        except TrainingStopped:
+            stops += 1
+    assert stops == 6
+    assert steps_seen == [(epoch, step) for epoch in (1, 2) for step in range(1, 12)]
+    assert weights(bundle.path) == rich
+
+
+def test_validation_hears_a_request_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
+) -> None:
+    stop, original = Stop(), Run._attack
+
+    def attack(self: Run, *args: Any) -> Any:
+        stop.asked = True
+        return original(self, *args)
+
+    monkeypatch.setattr(learner, "EVAL_BATCH", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_attack", attack)
+        with pytest.raises(TrainingStopped, match=r"epoch 1, step 11"):
+            train(tiny_recipe(), tmp_path / "run", device="cpu", stop=stop)
+    monkeypatch.undo()
+    assert weights(train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True).path) == weights(trained)
+
+
+def test_how_often_to_save_may_change(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_recipe(), tmp_path / "run", device="cpu")
+    other = tiny_recipe(train={"checkpoint_every": 2}, data={"workers": 1})
+    assert weights(train(other, tmp_path / "run", device="cpu", resume=True).path) == weights(trained)
+
+
+def test_the_second_signal_interrupts_at_once() -> None:
+    stop = Stop()
+    with stop.listening(), interruptible("now", stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+    with pytest.raises(Failure, match="now"), stop.listening(), interruptible("now", stop):
+        os.kill(os.getpid(), signal.SIGINT)
+    deaf = Stop()  # before and after training, nobody would hear it
+    with pytest.raises(Failure, match="now"), interruptible("now", deaf):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not deaf.asked

@@ -1,0 +1,94 @@
+"""report.html as a browser shows it: on a telephone, and on paper. Needs Chromium, and says so without."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pdfplumber
+import pytest
+
+from tests.verification.report.pages import of
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+)  # fmt: skip
+MARGIN = 25  # points: at least so much of an A4 page's edge stays white
+
+# The wrapper's script measures; the page itself has none.
+WRAPPER = """<!doctype html><meta charset="utf-8">
+<iframe style="width: {width}px; height: 800px; border: 0; color-scheme: {scheme}" srcdoc="{page}"></iframe>
+<script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+  const cut = [...page.querySelectorAll("svg text")].filter(text => {{
+    const [inner, outer] = [text, text.closest("svg")].map(e => e.getBoundingClientRect());
+    return inner.left < outer.left - 2 || inner.right > outer.right + 2;
+  }});
+  const sizes = [...page.querySelectorAll("svg.chart")].map(e => e.getBoundingClientRect().width / 360 * 11);
+  document.body.textContent = "MEASURED" + JSON.stringify({{
+    width: root.clientWidth, content: root.scrollWidth, cut: cut.map(text => text.textContent),
+    smallest: Math.min(...sizes), background: getComputedStyle(page.body).backgroundColor,
+  }}) + "END";
+}};
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return found or pytest.skip(f"needs a browser; none of {', '.join(BROWSERS)} is installed (make browser)")
+
+
+def run(browser: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [browser, *QUIET, f"--user-data-dir={folder / 'profile'}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+
+@pytest.mark.parametrize(("case", "scheme"), [("fail", "dark"), ("twelve", "light"), ("hostile", "light")])
+def test_nothing_is_wider_than_a_telephone(browser: str, tmp_path: Path, case: str, scheme: str) -> None:
+    file = tmp_path / "wrapper.html"
+    file.write_text(WRAPPER.format(width=360, scheme=scheme, page=html.escape(of(case).html)), "utf-8")
+    done = run(browser, tmp_path, "--enable-logging=stderr", "--v=0", "--dump-dom", file.as_uri())
+    measured = re.search(r"MEASURED(.*)END</body>", done.stdout)
+    assert measured, done.stderr
+    found = json.loads(html.unescape(measured[1]))
+    assert found["width"] == 360
+    assert found["content"] <= 360
+    assert found["cut"] == []
+    assert found["smallest"] >= 9  # CSS pixels, of a chart's text
+    assert found["background"] == ("rgb(19, 22, 26)" if scheme == "dark" else "rgb(255, 255, 255)")
+    assert "CONSOLE" not in done.stderr
+
+
+def test_a_browser_has_nothing_to_say_of_the_page(browser: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(of("fail").html, "utf-8")
+    done = run(browser, tmp_path, "--enable-logging=stderr", "--v=0", "--dump-dom", file.as_uri())
+    assert "How to read this" in done.stdout
+    assert "CONSOLE" not in done.stderr
+
+
+@pytest.mark.parametrize("case", ["fail", "twelve"])
+def test_on_paper_everything_is_there_and_nothing_is_cut(browser: str, tmp_path: Path, case: str) -> None:
+    file, paper = tmp_path / "report.html", tmp_path / "report.pdf"
+    file.write_text(of(case).html, "utf-8")
+    run(browser, tmp_path, f"--print-to-pdf={paper}", "--no-pdf-header-footer", file.as_uri())
+    assert paper.read_bytes().startswith(b"%PDF")
+    with pdfplumber.open(paper) as pdf:
+        words = [word for page in pdf.pages for word in page.extract_words()]
+        width = float(pdf.pages[0].width)
+    text = " ".join(word["text"] for word in words)
+    for heading in re.findall(r"<h2 id=[^>]*>([^<]*)</h2>", of(case).html):
+        assert html.unescape(heading) in text
+    assert words[0]["height"] > 12  # points: a heading that was not shrunk to make a wide page fit
+    assert 594 < width < 597  # A4
+    assert min(word["x0"] for word in words) >= MARGIN
+    assert max(word["x1"] for word in words) <= width - MARGIN
