@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kernel import gated_resnet  # beside this file
-from robust_export.benchmark.end_to_end import relu_twin
+from robust_export.benchmark.end_to_end import relu_variant
 from robust_export.export.exporter import export_onnx
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 
@@ -25,7 +25,7 @@ def main(size: int, batch: int, threads: int) -> None:
     pixels = np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)
     total: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, module in (("fused", network), ("ReLU twin", relu_twin(network))):
+        for name, module in (("fused", network), ("ReLU twin", relu_variant(network))):
             path = export_onnx(module, Path(folder) / "model.onnx", size)
             events = OnnxRuntimeClassifier(path, threads=threads).profile(pixels, runs=RUNS)
             total[name] = defaultdict(float)

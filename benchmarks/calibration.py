@@ -23,7 +23,7 @@ from torch import Generator, nn
 
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.export.calibration import KINDS, Calibration, calibration_images
 from robust_export.export.exporter import to_onnx
 from robust_export.export.quantize import PRODUCTS, quantise

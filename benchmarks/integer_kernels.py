@@ -16,8 +16,8 @@ import numpy as np
 import onnxruntime as ort
 
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
-from robust_export.runtimes import open_file
+from robust_export.data.datasets import load_dataset
+from robust_export.runtimes.registry import open_file
 from robust_export.utils.provenance import machine
 
 IMAGES = 64

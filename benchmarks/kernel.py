@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from robust_export.benchmark import Bench, bench_network, bench_operator
-from robust_export.benchmark.end_to_end import FUSED, PEERS, TITLES, sparta_planes
-from robust_export.benchmark.operator import BLOCKS, BODY, PLANES
+from robust_export.benchmark.end_to_end import FUSED, PEERS, TITLES, bench_network, sparta_planes
+from robust_export.benchmark.operator import BLOCKS, BODY, PLANES, bench_operator
+from robust_export.benchmark.results import Bench
 from robust_export.export.exporter import export_onnx
 from robust_export.nn.models import create_model
 from robust_export.nn.sparta import sparta_modules

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.nn import sparta as sparta_module
 from robust_export.nn.models import build_model
 from robust_export.recipe.recipe_file import parse

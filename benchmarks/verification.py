@@ -23,14 +23,14 @@ from pyautoattack import AutoAttack
 
 from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.nn.models import load
 from robust_export.recipe.schema import Verify
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.utils.provenance import machine
 from robust_export.utils.timing import measure
-from robust_export.verification import verify
+from robust_export.verification.verify import verify
 
 TURNS = 2
 

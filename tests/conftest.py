@@ -19,14 +19,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.bundle import Bundle
 from robust_export.errors import BuildError
 from robust_export.export.bundle_onnx import export_bundle
 from robust_export.recipe.recipe_file import merge, parse
 from robust_export.recipe.schema import Recipe
-from robust_export.runtimes.tensorrt import gpu
-from robust_export.training import train
+from robust_export.runtimes.tensorrt.gpu_info import gpu
+from robust_export.training.run import train
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {"name": "resnet10t_sparta", "image_size": 8, "channels": [8, 8, 16, 16], "stem_width": 8},
@@ -123,7 +123,7 @@ def built() -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ROBUST_EXPORT_ORT_LIBRARY")
         try:
-            return native.ort_library() or native.build().path
+            return kernels.ort_library() or kernels.build().path
         except BuildError as error:
             pytest.skip(str(error))
 

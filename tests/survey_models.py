@@ -4,7 +4,7 @@
 
 MODULE is one of timm's modules, such as `resnet` or `vgg`; without any, all are probed, which takes
 about half an hour. Nothing is downloaded: networks are built on torch's meta device, without
-weights. Run it when timm has a new version, and mend `WITHOUT_PLANES` in activations.py by it.
+weights. Run it when timm has a new version, and mend `WITHOUT_FEATURE_MAPS` in activations.py by it.
 
 It is a script, not a test: what timm offers is not this project's doing, and too much to run daily.
 """

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from robust_export.nn.sparta_file import freeze_sparta as freeze_sparta
     from robust_export.nn.sparta_file import load_sparta as load_sparta
     from robust_export.nn.sparta_file import save_sparta as save_sparta
-    from robust_export.training import train as train
+    from robust_export.training.run import train as train
     from robust_export.verification.verify import verify as verify
 
-__version__ = "0.1.0"
+from robust_export.utils.version import __version__
 
 _MODULES = {
     "Bundle": "bundle", "Sparta": "nn.sparta", "create_model": "nn.models", "export_onnx": "export.exporter",
     "freeze_sparta": "nn.sparta_file", "load": "nn.models", "load_dataset": "data.datasets",
     "load_sparta": "nn.sparta_file", "replace_activations": "nn.replace", "save_sparta": "nn.sparta_file",
-    "sparta": "nn.sparta", "train": "training", "verify": "verification.verify",
+    "sparta": "nn.sparta", "train": "training.run", "verify": "verification.verify",
 }  # fmt: skip
 
 __all__ = [*_MODULES, "__version__", "native"]

@@ -12,9 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from robust_export.benchmark import bench_bundle, bench_operator
-from robust_export.benchmark.end_to_end import PEERS, TITLES, relu_twin, sparta_planes
-from robust_export.benchmark.operator import BLOCKS, BODY, PLANES
+from robust_export.benchmark.end_to_end import PEERS, TITLES, bench_bundle, relu_variant, sparta_planes
+from robust_export.benchmark.operator import BLOCKS, BODY, PLANES, bench_operator
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.errors import BuildError, BundleError, InvalidValue, UnknownName
@@ -67,7 +66,7 @@ def test_a_copy_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_relu_twin_has_the_same_weights() -> None:
     torch.manual_seed(0)
     network = create_model("r18_sparta").eval()  # its gates are ReLU's still
-    twin = relu_twin(network)
+    twin = relu_variant(network)
     assert not any(isinstance(module, Sparta) for module in twin.modules())
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():

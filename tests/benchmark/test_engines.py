@@ -16,7 +16,8 @@ from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.errors import ArtifactError, InvalidValue, UnknownName
 from robust_export.export.exporter import to_onnx
-from robust_export.export.tensorrt import Graph, Options
+from robust_export.export.tensorrt.builder import Options
+from robust_export.export.tensorrt.graph import Graph
 from robust_export.nn.sparta import Sparta
 
 

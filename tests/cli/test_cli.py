@@ -13,10 +13,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from robust_export import __version__
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.recipe.recipe_file import merge, parse, to_toml
+from robust_export.utils.version import __version__
 from tests.conftest import TINY
 
 

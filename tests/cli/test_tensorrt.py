@@ -15,9 +15,10 @@ from click.testing import CliRunner, Result
 
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
-from robust_export.export.tensorrt import Batch, Options, export_engine
+from robust_export.export.tensorrt.builder import Batch, Options
+from robust_export.export.tensorrt.bundle_engines import export_engine
 from robust_export.export.tensorrt.monitor import Monitor
-from robust_export.runtimes.tensorrt import Flavor
+from robust_export.runtimes.tensorrt.variants import Variant
 from robust_export.utils.files import sha256
 
 
@@ -25,7 +26,7 @@ def run(bundle: Bundle, *args: str | Path) -> Result:
     return CliRunner().invoke(cli, ["tensorrt", "--model", str(bundle.path), *map(str, args)])
 
 
-def test_engines_are_listed_in_the_bundle(whole: Bundle, rtx: Flavor, plugin: Path) -> None:
+def test_engines_are_listed_in_the_bundle(whole: Bundle, rtx: Variant, plugin: Path) -> None:
     result = run(
         whole, "--precision", "fp16", "--flavor", "rtx", "--compute-capability", "8.9,sm_120",
         "--compute-capability", "75", "--batch", "1,4,8", "--json",
@@ -54,7 +55,7 @@ def test_engines_are_listed_in_the_bundle(whole: Bundle, rtx: Flavor, plugin: Pa
     assert "not run on a GPU here" in result.stderr
 
 
-def test_what_rtx_refuses_is_left_out_and_said(bundle: Bundle, rtx: Flavor) -> None:
+def test_what_rtx_refuses_is_left_out_and_said(bundle: Bundle, rtx: Variant) -> None:
     result = run(bundle, "--flavor", "rtx", "--plugin", "none", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -70,7 +71,7 @@ def test_what_rtx_refuses_is_left_out_and_said(bundle: Bundle, rtx: Flavor) -> N
 
 
 def test_explain_prints_layers_and_builds_nothing(
-    bundle: Bundle, rtx: Flavor, plugin: Path, tmp_path: Path
+    bundle: Bundle, rtx: Variant, plugin: Path, tmp_path: Path
 ) -> None:
     saved = tmp_path / "given.onnx"
     result = run(bundle, "--flavor", "rtx", "--explain", "--fuse-add", "--save-onnx", saved, "--json")
@@ -103,7 +104,7 @@ def test_explain_prints_layers_and_builds_nothing(
         (["--timing-cache", "x", "--flavor", "rtx", "--plugin", "none"], 1, "no timing cache"),
     ],
 )
-def test_what_is_refused(bundle: Bundle, rtx: Flavor, args: list[str], code: int, words: str) -> None:
+def test_what_is_refused(bundle: Bundle, rtx: Variant, args: list[str], code: int, words: str) -> None:
     result = run(bundle, *args)
     assert result.exit_code == code, result.output
     assert words in result.stderr
@@ -140,7 +141,7 @@ export_engine(Bundle.open(sys.argv[1]), plugin="none", capabilities=[(8, 6), (8,
 
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
-def test_whatever_interrupts_a_build_leaves_the_bundle_whole(bundle: Bundle, rtx: Flavor, how: str) -> None:
+def test_whatever_interrupts_a_build_leaves_the_bundle_whole(bundle: Bundle, rtx: Variant, how: str) -> None:
     command = [sys.executable, "-c", INTERRUPT, str(bundle.path), how]
     ran = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
     assert ran.returncode in (-getattr(signal, how), 1)
@@ -152,7 +153,7 @@ def test_whatever_interrupts_a_build_leaves_the_bundle_whole(bundle: Bundle, rtx
 
 
 @pytest.mark.usefixtures("foreground")
-def test_ctrl_c_is_one_line(bundle: Bundle, rtx: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_one_line(bundle: Bundle, rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[str] = []
 
     def phases(console: object) -> object:
@@ -171,7 +172,7 @@ def test_ctrl_c_is_one_line(bundle: Bundle, rtx: Flavor, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("foreground")
-def test_a_build_is_told_to_stop(rtx: Flavor) -> None:
+def test_a_build_is_told_to_stop(rtx: Variant) -> None:
     monitor = Monitor()
     listener = monitor.listener(rtx.trt)
 
@@ -186,7 +187,7 @@ def test_a_build_is_told_to_stop(rtx: Flavor) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_building_again_replaces(bundle: Bundle, rtx: Flavor) -> None:
+def test_building_again_replaces(bundle: Bundle, rtx: Variant) -> None:
     for maximum in (2, 4):
         given = {"capabilities": [(8, 9)], "flavor": "rtx", "plugin": "none", "monitor": Monitor()}
         [path] = export_engine(bundle, options=Options(Batch(1, 2, maximum)), **given)  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ def test_an_altered_bundle_is_refused(tmp_path: Path) -> None:
 def test_what_the_tensorrt_command_builds_without_a_gpu_is_refused(bundle: Bundle) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
-    from robust_export.export.tensorrt import export_engine
+    from robust_export.export.tensorrt.bundle_engines import export_engine
 
     export_engine(bundle, flavor="rtx", plugin="none", capabilities=[(8, 9)])
     result = run(bundle)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from robust_export.comparison import Plan, load_plan, simple_plan
+from robust_export.comparison.plan import Plan, load_plan, simple_plan
 from robust_export.comparison.runner import check
 from robust_export.errors import InvalidValue, RobustExportError, SpartaMismatch
 from robust_export.recipe.schema import Recipe

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
-from robust_export.comparison import Comparison, simple_plan
 from robust_export.comparison import runner as run
 from robust_export.comparison.job import Job, work
-from robust_export.comparison.report import ArmResult, SeedResult
-from robust_export.data import load_dataset
+from robust_export.comparison.plan import simple_plan
+from robust_export.comparison.report import ArmResult, Comparison, SeedResult
+from robust_export.data.datasets import load_dataset
 from robust_export.errors import TrainingError
 from robust_export.nn.models import load
 from robust_export.recipe.recipe_file import merge, tables, to_toml

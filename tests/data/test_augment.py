@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from robust_export.data import augment
+from robust_export.data.augment import augment
 
 small = st.integers(1, 5)
 seeds = st.integers(0, 2**63 - 1)

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
-from robust_export.data import Images, batch_count, batches, datasets, load_dataset, load_splits
-from robust_export.data.datasets import Split
+from robust_export.data import datasets
+from robust_export.data.datasets import Images, Split, batch_count, batches, load_dataset, load_splits
 from robust_export.data.source import Part, Pictures, Source
 from robust_export.errors import DataError, UnknownName
 from tests.data import write_folder

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robust_export.data import Feed, Images, cutmix, load_dataset, load_extra, randaugment
+from robust_export.data.augment import cutmix, randaugment
+from robust_export.data.datasets import Images, load_dataset
+from robust_export.data.feed import Feed, load_extra
 from robust_export.errors import DataError, InvalidValue
 from tests.data import write_folder
 

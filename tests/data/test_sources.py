@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from robust_export.data import load_dataset, torchvision_sets
+from robust_export.data import torchvision_sets
+from robust_export.data.datasets import load_dataset
 from robust_export.data.source import stratified
 from robust_export.data.sources import open_source
 from robust_export.errors import DataError, UnknownName

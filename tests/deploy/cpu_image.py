@@ -62,7 +62,7 @@ def trained(folder: Path) -> tuple[Array, Array]:
 
     import robust_export
     from robust_export.export.bundle_onnx import export_bundle
-    from robust_export.training import train
+    from robust_export.training.run import train
 
     bundle = train(tiny_recipe(), folder, device="cpu")
     export_bundle(bundle)

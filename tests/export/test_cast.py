@@ -20,7 +20,7 @@ from robust_export.errors import InvalidValue, UnknownName, UnsupportedModel
 from robust_export.export import cast as precision
 from robust_export.export.bundle_onnx import export_bundle
 from robust_export.export.calibration import Calibration
-from robust_export.export.cast import lower
+from robust_export.export.cast import cast_model
 from robust_export.export.exporter import check_file, to_onnx
 from robust_export.export.half import HALVES
 from robust_export.export.op_schemas import formats
@@ -60,7 +60,7 @@ def test_it_rounds_as_much_as_pytorchs_own_half(name: str, wide: onnx.ModelProto
         normal = (x - model.mean) / model.std
         halved = learnt().backbone.to(HALVES[name].dtype)(normal.to(HALVES[name].dtype)).double()
         exact = model.double()(x.double())
-    found = torch.from_numpy(evaluate(lower(wide, name), {"pixels": x.numpy()}))
+    found = torch.from_numpy(evaluate(cast_model(wide, name), {"pixels": x.numpy()}))
     error, usual = (found - exact).square().mean().sqrt(), (halved - exact).square().mean().sqrt()
     assert found.dtype == torch.float32
     assert usual / 4 < error < 2 * usual
@@ -68,8 +68,8 @@ def test_it_rounds_as_much_as_pytorchs_own_half(name: str, wide: onnx.ModelProto
 
 @pytest.mark.parametrize("name", HALVES)
 def test_the_file_is_valid_and_self_contained(name: str, wide: onnx.ModelProto) -> None:
-    model, half = lower(wide, name), HALVES[name].element
-    assert lower(wide, name).SerializeToString() == model.SerializeToString()
+    model, half = cast_model(wide, name), HALVES[name].element
+    assert cast_model(wide, name).SerializeToString() == model.SerializeToString()
     check_file(model, OPSET)
     kinds = types(model)
     assert [(f.domain, f.name) for f in model.functions] == [(DOMAIN, OPERATOR)]
@@ -85,7 +85,7 @@ def test_the_file_is_valid_and_self_contained(name: str, wide: onnx.ModelProto) 
 
 @pytest.mark.parametrize("name", HALVES)
 def test_weights_are_rounded_once_to_nearest(name: str, wide: onnx.ModelProto) -> None:
-    before, after = initialisers(wide), initialisers(lower(wide, name))
+    before, after = initialisers(wide), initialisers(cast_model(wide, name))
     changed = [key for key, tensor in after.items() if tensor.data_type == HALVES[name].element]
     assert len(changed) > 20
     for key in changed:
@@ -119,10 +119,10 @@ def test_the_normalisation_stays_float32(monkeypatch: pytest.MonkeyPatch) -> Non
     wide = to_onnx(Magnified(), 2, 1, opset=OPSET)
     x = np.full((1, 1, 2, 2), 0.5 + 2**-16, np.float32)
     for name in HALVES:
-        np.testing.assert_array_equal(evaluate(lower(wide, name), {"pixels": x}), 2**-4)
+        np.testing.assert_array_equal(evaluate(cast_model(wide, name), {"pixels": x}), 2**-4)
     monkeypatch.setattr(precision, "normalisation", lambda graph: set())
     for name in HALVES:  # in half precision the difference would be lost
-        np.testing.assert_array_equal(evaluate(lower(wide, name), {"pixels": x}), 0)
+        np.testing.assert_array_equal(evaluate(cast_model(wide, name), {"pixels": x}), 0)
 
 
 def test_what_a_schema_does_not_admit_stays_float32() -> None:
@@ -153,7 +153,7 @@ def test_what_a_schema_does_not_admit_stays_float32() -> None:
     large = np.repeat(np.repeat(x, 2, 2), 2, 3) * 2
     expected = (np.trunc(large) + large + np.arange(4)).reshape(1, 16)
     for name, half in HALVES.items():
-        model = lower(wide, name)
+        model = cast_model(wide, name)
         check_file(model, OPSET)
         found = initialisers(model)
         assert found["shift"].data_type == found["scales"].data_type == TensorProto.FLOAT
@@ -196,10 +196,10 @@ def test_weights_beyond_the_format_are_an_error_that_names_them(name: str, value
     bias = initialisers(wide)["0.bias"]
     bias.CopyFrom(numpy_helper.from_array(np.array([value, 0], np.float32), "0.bias"))
     if name == "bf16" and np.isfinite(value):
-        lower(wide, name)
+        cast_model(wide, name)
     else:
         with pytest.raises(UnsupportedModel, match=rf"0\.bias has .*{name} ends at"):
-            lower(wide, name)
+            cast_model(wide, name)
 
 
 def test_a_guard_against_division_by_0_stays_one() -> None:
@@ -209,7 +209,7 @@ def test_a_guard_against_division_by_0_stays_one() -> None:
             norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
             return flat / norm.clamp_min(1e-12)
 
-    model = lower(to_onnx(Unit(), 2, 1), "fp16")
+    model = cast_model(to_onnx(Unit(), 2, 1), "fp16")
     np.testing.assert_array_equal(evaluate(model, {"pixels": np.zeros((1, 1, 2, 2), np.float32)}), 0)
 
 
@@ -220,7 +220,7 @@ def test_a_graph_within_the_graph_is_refused() -> None:
     graph = helper.make_graph([node], "g", [], [info], [numpy_helper.from_array(np.array(True), "yes")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     with pytest.raises(UnsupportedModel, match=r"If .* holds a graph"):
-        lower(model, "fp16")
+        cast_model(model, "fp16")
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "edgenext_xx_small"])
@@ -230,7 +230,7 @@ def test_networks_of_many_kinds(name: str) -> None:
     for gate in sparta_modules(network).values():
         nn.init.normal_(gate.weight, std=0.1)
     wide = to_onnx(network, 32, opset=OPSET)
-    models = {half: lower(wide, half) for half in HALVES}
+    models = {half: cast_model(wide, half) for half in HALVES}
     for model in models.values():
         check_file(model, OPSET)
         types(model)
@@ -269,7 +269,7 @@ def test_what_cannot_be_asked_for(bundle: Bundle) -> None:
 def test_sparta_alone_is_lowered() -> None:
     """The first thing after the pixels is a gate: the Cast goes before it."""
     module = nn.Sequential(Sparta(3), nn.Flatten())
-    model = lower(to_onnx(module, 4), "fp16")
+    model = cast_model(to_onnx(module, 4), "fp16")
     assert [node.op_type for node in model.graph.node][:2] == ["Cast", OPERATOR]
 
 

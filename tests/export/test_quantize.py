@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.errors import DataError, InvalidValue, UnknownName, UnsupportedModel
 from robust_export.export.bundle_onnx import export_bundle
 from robust_export.export.calibration import KINDS, Calibration, calibration_images
@@ -23,8 +23,8 @@ from robust_export.export.quantize import quantise
 from robust_export.nn.models import load
 from robust_export.nn.operator import DOMAIN, OPERATOR
 from robust_export.nn.sparta import Sparta
-from robust_export.runtimes import open_file
 from robust_export.runtimes.onnx_model import sparta_nodes
+from robust_export.runtimes.registry import open_file
 from tests.export.test_exporter import evaluate
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.errors import BuildError
 
 
@@ -26,7 +26,7 @@ def kernels_on_cpu(*options: str) -> list[str]:
     """Return the command that compiles a program with cuda_on_cpu.h; skip where it cannot be had."""
     include = cuda_include()
     try:
-        tools = native.find_tools()
+        tools = kernels.find_tools()
     except BuildError as error:
         pytest.skip(str(error))
     if not include:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.errors import BuildError
 from tests.kernels.stand_ins import CMAKE, ORT, TRT, headers, program, providers
 
@@ -15,7 +15,7 @@ from tests.kernels.stand_ins import CMAKE, ORT, TRT, headers, program, providers
 def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A C++ compiler that optimises nothing, for tests of building, not of what is built."""
     try:
-        compiler = native.find_tools().compiler
+        compiler = kernels.find_tools().compiler
     except BuildError as error:
         pytest.skip(str(error))
     script = tmp_path / "quick-c++"
@@ -42,7 +42,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def source(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand-ins for the kernels' sources, which compile in no time; TensorRT's headers are there."""
     try:
-        native.find_tools()
+        kernels.find_tools()
     except BuildError as error:
         pytest.skip(str(error))
     folder = bare / "plugins"

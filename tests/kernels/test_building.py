@@ -16,19 +16,19 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.errors import ArtifactError, BuildError, UnknownName
 from robust_export.export.exporter import export_onnx
-from robust_export.kernels.headers import find_headers
+from robust_export.kernels.headers.onnxruntime import find_headers
 from robust_export.nn.models import load
 from robust_export.nn.sparta import Sparta
 from robust_export.recipe.schema import Verify
-from robust_export.runtimes import open_file
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
-from robust_export.verification import verify
+from robust_export.runtimes.registry import open_file
+from robust_export.verification.verify import verify
 
 FAST = Verify(attacks=("apgd-ce",), iterations=3, queries=10, ascent=3, samples=96, max_drop=0.1)
 
@@ -57,7 +57,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def headers(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """ONNX Runtime's headers where `built` found them, so that nothing is fetched; no nvcc, which is slow."""
-    found = find_headers(native.cache() / "headers").path
+    found = find_headers(kernels.cache() / "headers").path
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(found))
     monkeypatch.setenv("CUDACXX", "no-nvcc-here")
     return found
@@ -65,12 +65,12 @@ def headers(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("quick_compiler")
 def test_build_info_and_build_again(headers: Path, empty: Path) -> None:
-    assert native.ort_library() is None
-    assert "plugins build" in native.why_no_library()
+    assert kernels.ort_library() is None
+    assert "plugins build" in kernels.why_no_library()
     result = run("plugins", "build", "--json")
     assert result.exit_code == 0, result.output
     entry = json.loads(result.stdout)["libraries"]["onnxruntime"]
-    library = native.ort_library()
+    library = kernels.ort_library()
     assert library is not None
     assert entry.pop("instructions") in ("avx512", "avx2", "portable")
     assert entry.pop("cuda") is False
@@ -92,8 +92,8 @@ def test_without_a_compiler(empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert result.exit_code == 1
     assert "no C++ compiler" in result.stderr
     assert "apt-get install g++" in result.stderr
-    assert "C++ compiler" in native.why_no_library()
-    assert len(native.why_no_library().splitlines()) == 1
+    assert "C++ compiler" in kernels.why_no_library()
+    assert len(kernels.why_no_library().splitlines()) == 1
     monkeypatch.setenv("CXX", "g++-of-nobody")
     assert "'g++-of-nobody', which is no command" in run("plugins", "build").stderr
 
@@ -162,7 +162,7 @@ def test_a_compiler_that_fails(
     assert result.exit_code == 1
     assert "this compiler is broken" in result.stderr
     assert len(result.stderr.splitlines()) < 20
-    assert native.ort_library() is None
+    assert kernels.ort_library() is None
     assert list((empty / "plugins").iterdir()) == []
 
 
@@ -176,12 +176,12 @@ def test_an_nvcc_that_fails_costs_only_the_kernel_for_gpus(
     result = run("plugins", "build")
     assert result.exit_code == 0, result.output
     assert "without the kernel for GPUs" in result.stderr
-    first = native.ort_library()
+    first = kernels.ort_library()
     assert first is not None
     assert "not able to compile" in run("plugins", "build").stderr  # said again, not tried again
     monkeypatch.setenv("CUDACXX", "no-nvcc-here")
     assert "without the kernel" not in run("plugins", "build").stderr
-    assert native.ort_library() != first
+    assert kernels.ort_library() != first
 
 
 @pytest.mark.usefixtures("quick_compiler")
@@ -190,10 +190,10 @@ def test_places_may_be_relative(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ROBUST_EXPORT_CACHE", "cache")
-    assert native.build().path.is_relative_to(tmp_path / "cache")
+    assert kernels.build().path.is_relative_to(tmp_path / "cache")
     shutil.copy(built, "own.so")
     monkeypatch.setenv("ROBUST_EXPORT_ORT_LIBRARY", "own.so")
-    assert native.describe()["libraries"]["onnxruntime"]["loads"] is True
+    assert kernels.describe()["libraries"]["onnxruntime"]["loads"] is True
 
 
 def test_a_library_that_is_none(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_a_library_that_is_none(trained: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("ROBUST_EXPORT_ORT_LIBRARY", str(broken))
     with pytest.raises(BuildError, match=r"(?s)broken\.so.*plugins build"):
         OnnxRuntimeClassifier(trained / "model.onnx")
-    assert native.describe()["libraries"]["onnxruntime"]["loads"] is False
+    assert kernels.describe()["libraries"]["onnxruntime"]["loads"] is False
 
 
 # --- what uses the kernel ---

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.errors import BuildError
 from tests.kernels.compiling import cuda_include
 
@@ -19,7 +19,7 @@ def test_kernels_are_right_and_touch_only_what_is_theirs(tmp_path: Path, sanitiz
     The kernels for GPUs run here under sanitizers alone: as a CPU's compiler makes them, nobody has them.
     """
     try:
-        tools = native.find_tools()
+        tools = kernels.find_tools()
     except BuildError as error:
         pytest.skip(str(error))
     options = {
@@ -28,7 +28,7 @@ def test_kernels_are_right_and_touch_only_what_is_theirs(tmp_path: Path, sanitiz
         "CMAKE_CXX_COMPILER": tools.compiler, "CMAKE_CXX_FLAGS": "-Werror",
     }  # fmt: skip
     given = [f"-D{name}={value}" for name, value in options.items()]
-    configure = [tools.cmake, "-S", str(native.sources()), "-B", str(tmp_path), *given]
+    configure = [tools.cmake, "-S", str(kernels.sources()), "-B", str(tmp_path), *given]
     ctest = Path(tools.cmake).with_name("ctest")
     for command in (
         configure,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.errors import BuildError
 from robust_export.kernels.nvrtc import (
     Kernel,
@@ -35,7 +35,7 @@ TYPES = {"f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The machine code in the library that was built, by its architecture; none where nvcc built none."""
-    library = native.trt_library()
+    library = kernels.trt_library()
     if library is None:
         return {}
     folder = tmp_path_factory.mktemp("cubins")
@@ -122,4 +122,4 @@ def test_a_compiler_that_refuses_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     pytest.importorskip("cuda.bindings.nvrtc")
     with pytest.raises(BuildError, match=r"(?s)NVRTC refuses the kernels for sm_80.*cuda_kernel\.h"):
         compile_kernels([], "sm_80")
-    monkeypatch.setattr("robust_export.kernels.nvrtc.sources", native.sources)
+    monkeypatch.setattr("robust_export.kernels.nvrtc.sources", kernels.sources)

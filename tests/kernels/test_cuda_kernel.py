@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from tests.kernels.compiling import kernels_on_cpu
 
 FAULTS = {
@@ -70,7 +70,7 @@ def passes(compiler: list[str], folder: Path) -> bool:
 
 @pytest.mark.parametrize("fault", ["none", *FAULTS])
 def test_a_fault_in_the_kernel_is_seen(compiler: list[str], tmp_path: Path, fault: str) -> None:
-    shutil.copytree(native.sources(), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(kernels.sources(), tmp_path, dirs_exist_ok=True)
     if fault in FAULTS:
         file, right, wrong = FAULTS[fault]
         source = (tmp_path / "core" / file).read_text()

@@ -8,24 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.cli.doctor import examine
 from robust_export.errors import BuildError
-from robust_export.kernels.headers import find_headers, find_tensorrt_headers
+from robust_export.kernels.headers.onnxruntime import find_headers
+from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
 from tests.kernels.stand_ins import TRT, headers, providers, run
 
 pytestmark = pytest.mark.usefixtures("bare")
 
 
 def test_both_libraries_are_built_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native.trt_library() is None
-    assert native.why_no_trt_library().endswith(
+    assert kernels.trt_library() is None
+    assert kernels.why_no_trt_library().endswith(
         "it is not built; build it with `robust-export plugins build`"
     )
     result = run("plugins", "build", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["libraries"]
-    library = native.trt_library()
+    library = kernels.trt_library()
     assert library is not None
     assert found["tensorrt"] == {
         "path": str(library), "loads": True, "why": None, "info": "GPUs 75-real 90",
@@ -33,17 +34,17 @@ def test_both_libraries_are_built_once(source: Path, monkeypatch: pytest.MonkeyP
         "headers": f"TensorRT 10.0 in TENSORRT_INCLUDE_DIR ({source.parent / 'tensorrt'})",
     }  # fmt: skip
     assert found["onnxruntime"]["cuda"] is True
-    assert native.ort_library() == library.with_name("libsparta_ort.so")
+    assert kernels.ort_library() == library.with_name("libsparta_ort.so")
     made = library.stat().st_mtime_ns
     again = run("plugins", "build")
     assert f"built {library} for GPUs 75-real;90, TensorRT 10.0 in" in again.stderr
     assert library.stat().st_mtime_ns == made
     assert "yes: GPUs 75-real 90" in " ".join(run("plugins", "info").stdout.split())
     monkeypatch.setenv("ROBUST_EXPORT_CUDA_ARCHS", "90")
-    assert native.build().tensorrt not in (None, library)
+    assert kernels.build().tensorrt not in (None, library)
     headers(source.parent / "tensorrt", "11.1")
     assert (
-        native.build().tensorrt_headers
+        kernels.build().tensorrt_headers
         == f"TensorRT 11.1 in TENSORRT_INCLUDE_DIR ({source.parent / 'tensorrt'})"
     )
     assert len(list(library.parent.parent.iterdir())) == 3
@@ -53,11 +54,11 @@ def test_tensorrt_needs_no_cuda_provider_of_onnx_runtime(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     providers(monkeypatch, cuda=False)
-    built = native.build()
+    built = kernels.build()
     assert built.tensorrt is not None
     assert built.without_cuda is built.without_tensorrt is None
     assert built.architectures == "75-real;90"
-    assert native.describe()["libraries"]["onnxruntime"]["cuda"] is False
+    assert kernels.describe()["libraries"]["onnxruntime"]["cuda"] is False
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,10 @@ def test_a_plugin_that_fails_costs_only_itself(source: Path, trt: str, reason: s
     assert "without the TensorRT plugin: " in result.stderr
     assert reason in result.stderr
     assert "without the kernel for GPUs" not in result.stderr
-    assert native.trt_library() is None
-    library = native.ort_library()
+    assert kernels.trt_library() is None
+    library = kernels.ort_library()
     assert library is not None
-    assert native.describe()["libraries"]["onnxruntime"]["cuda"] is True
+    assert kernels.describe()["libraries"]["onnxruntime"]["cuda"] is True
     made = library.stat().st_mtime_ns
     assert reason in run("plugins", "build").stderr  # said again, not tried again
     assert library.stat().st_mtime_ns == made
@@ -93,8 +94,8 @@ def test_an_nvcc_that_fails_costs_both_kernels_for_gpus(source: Path) -> None:
     for part in ("the kernel for GPUs", "the TensorRT plugin"):
         assert f"without {part}: `" in result.stderr
     assert "nvcc dislikes this host compiler" in result.stderr
-    assert native.describe()["libraries"]["onnxruntime"]["cuda"] is False
-    assert native.trt_library() is None
+    assert kernels.describe()["libraries"]["onnxruntime"]["cuda"] is False
+    assert kernels.trt_library() is None
 
 
 def test_what_is_missing_is_no_failure(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,14 +106,14 @@ def test_what_is_missing_is_no_failure(source: Path, monkeypatch: pytest.MonkeyP
     assert line.startswith(
         "without the TensorRT plugin: TensorRT's headers, 10.0 or later, are not on this machine"
     )
-    assert native.why_no_trt_library() == line.replace("without the", "no")
+    assert kernels.why_no_trt_library() == line.replace("without the", "no")
     monkeypatch.setenv("CUDACXX", "no-nvcc-here")
     result = run("plugins", "build")
     assert result.exit_code == 0, result.output
     assert "without the TensorRT plugin: there is no nvcc" in result.stderr
-    assert "there is no nvcc" in native.why_no_trt_library()
-    entry = native.describe()["libraries"]["tensorrt"]
-    assert entry == {"path": None, "loads": False, "why": native.why_no_trt_library(), "headers": None}
+    assert "there is no nvcc" in kernels.why_no_trt_library()
+    entry = kernels.describe()["libraries"]["tensorrt"]
+    assert entry == {"path": None, "loads": False, "why": kernels.why_no_trt_library(), "headers": None}
 
 
 def test_headers_that_are_named_wrong_are_a_failure(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,32 +121,32 @@ def test_headers_that_are_named_wrong_are_a_failure(source: Path, monkeypatch: p
     result = run("plugins", "build")
     assert result.exit_code == 1
     assert f"TENSORRT_INCLUDE_DIR is {source}" in result.stderr
-    assert native.ort_library() is None
+    assert kernels.ort_library() is None
 
 
 # --- a library that is given ---
 
 
 def test_a_library_that_is_given(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = native.build().tensorrt
+    built = kernels.build().tensorrt
     assert built is not None
     own = source.parent / "own.so"
     shutil.copy(built, own)
     monkeypatch.chdir(source.parent)
     monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "own.so")
-    assert native.trt_library() == own
-    entry = native.describe()["libraries"]["tensorrt"]
+    assert kernels.trt_library() == own
+    entry = kernels.describe()["libraries"]["tensorrt"]
     assert (entry["path"], entry["loads"], entry["headers"]) == (str(own), True, None)
     own.write_bytes(b"not a library")
-    entry = native.describe()["libraries"]["tensorrt"]
+    entry = kernels.describe()["libraries"]["tensorrt"]
     assert entry["loads"] is False
     assert "own.so" in entry["why"]
     own.unlink()
     with pytest.raises(BuildError, match=r"ROBUST_EXPORT_TRT_LIBRARY names own\.so, which is no file"):
-        native.trt_library()
+        kernels.trt_library()
     monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "")
-    assert native.trt_library() is None
-    assert "ROBUST_EXPORT_TRT_LIBRARY is set to nothing" in native.why_no_trt_library()
+    assert kernels.trt_library() is None
+    assert "ROBUST_EXPORT_TRT_LIBRARY is set to nothing" in kernels.why_no_trt_library()
 
 
 def test_doctor_says_what_tensorrt_needs(source: Path) -> None:
@@ -155,7 +156,7 @@ def test_doctor_says_what_tensorrt_needs(source: Path) -> None:
     assert checks["TensorRT plugin"].status == "optional"
     assert "plugins build" in checks["TensorRT plugin"].advice
     assert checks["TensorRT"].status in ("ok", "optional")
-    library = native.build().tensorrt
+    library = kernels.build().tensorrt
     assert {check.name: check for check in examine()}["TensorRT plugin"].found == str(library)
 
 
@@ -167,13 +168,13 @@ def test_the_real_plugin_is_built_and_opens(
 ) -> None:
     monkeypatch.undo()  # of `bare`: this machine as it is
     request.getfixturevalue("quick_compiler")
-    if native.find_nvcc() is None:
+    if kernels.find_nvcc() is None:
         pytest.skip("there is no nvcc")
     try:
         found = find_tensorrt_headers()
     except BuildError as error:
         pytest.skip(str(error))
-    monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(find_headers(native.cache() / "headers").path))
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(find_headers(kernels.cache() / "headers").path))
     monkeypatch.setenv("ROBUST_EXPORT_CACHE", str(bare / "real"))
     monkeypatch.delenv("ROBUST_EXPORT_ORT_LIBRARY", raising=False)
     monkeypatch.setenv("ROBUST_EXPORT_CUDA_ARCHS", "80-real")
@@ -181,7 +182,7 @@ def test_the_real_plugin_is_built_and_opens(
     assert result.exit_code == 0, result.output
     entry = json.loads(result.stdout)["libraries"]["tensorrt"]
     assert entry["loads"] is True, entry
-    assert entry["path"] == str(native.trt_library())
+    assert entry["path"] == str(kernels.trt_library())
     assert entry["headers"] == found.origin
     assert entry["info"].startswith(found.origin.split(" in ")[0] + " headers, CUDA ")
     assert entry["info"].endswith("GPUs 80-real")

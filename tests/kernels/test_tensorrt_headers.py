@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from robust_export.errors import BuildError, InvalidValue
-from robust_export.kernels.headers import find_tensorrt_headers
+from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
 from robust_export.kernels.toolchain import architectures
 from tests.kernels.stand_ins import headers, program, run
 

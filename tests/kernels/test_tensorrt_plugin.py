@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.errors import BuildError
 
 
@@ -36,7 +36,7 @@ def nvcc() -> str:
 def build(folder: Path, headers: Path, nvcc: str, sanitize: str = "", plugin: Path | None = None) -> Path:
     """Build the plugin, for one GPU, unless it is given, and what drives it; return their folder."""
     try:
-        tools = native.find_tools()
+        tools = kernels.find_tools()
     except BuildError as error:
         pytest.skip(str(error))
     options = {
@@ -48,7 +48,7 @@ def build(folder: Path, headers: Path, nvcc: str, sanitize: str = "", plugin: Pa
     targets = ["nvinfer_stand_in", "tensorrt_test", "tensorrt_registry_test"]
     targets += [] if plugin else ["sparta_trt"]
     for command in (
-        [tools.cmake, "-S", str(native.sources()), "-B", str(folder), *given],
+        [tools.cmake, "-S", str(kernels.sources()), "-B", str(folder), *given],
         [tools.cmake, "--build", str(folder), "--target", *targets],
     ):
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -61,11 +61,11 @@ def build(folder: Path, headers: Path, nvcc: str, sanitize: str = "", plugin: Pa
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, headers: Path, nvcc: str) -> Path:
     """The folder with libsparta_trt.so as users have it: the one that is built, if there is one."""
-    return build(tmp_path_factory.mktemp("plugin"), headers, nvcc, plugin=native.trt_library())
+    return build(tmp_path_factory.mktemp("plugin"), headers, nvcc, plugin=kernels.trt_library())
 
 
 def ctest(folder: Path) -> None:
-    program = Path(native.find_tools().cmake).with_name("ctest")
+    program = Path(kernels.find_tools().cmake).with_name("ctest")
     command = [str(program), "--test-dir", str(folder), "--output-on-failure"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]

@@ -20,14 +20,14 @@ from torch import nn
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError
-from robust_export.export.cast import lower
+from robust_export.export.cast import cast_model
 from robust_export.export.exporter import to_onnx
 from robust_export.nn.models import load
-from robust_export.runtimes import RUNTIMES, open_file
 from robust_export.runtimes import onnx_reference_ops as ops
 from robust_export.runtimes.onnx_model import precision_of, ran_in
 from robust_export.runtimes.onnx_reference import ReferenceClassifier
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.runtimes.registry import RUNTIMES, open_file
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -42,7 +42,7 @@ def halves(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder, wide = tmp_path_factory.mktemp("halves"), to_onnx(load(trained), 8, opset=22)
     files = {name: folder / f"{name}.onnx" for name in ("fp16", "bf16")}
     for name, file in files.items():
-        onnx.save(lower(wide, name), file)
+        onnx.save(cast_model(wide, name), file)
     return files
 
 
@@ -202,7 +202,7 @@ def test_infinities_are_no_warnings(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(3e4)
-    onnx.save(lower(to_onnx(network, 1), "fp16"), tmp_path / "m.onnx")
+    onnx.save(cast_model(to_onnx(network, 1), "fp16"), tmp_path / "m.onnx")
     assert np.isinf(ReferenceClassifier(tmp_path / "m.onnx")(np.ones((1, 3, 1, 1), np.float32))).all()
 
 

@@ -12,14 +12,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.errors import ArtifactError
 from robust_export.runtimes import onnxruntime as runtime
-from robust_export.runtimes import open_file
 from robust_export.runtimes import ort_gpu as providers
 from robust_export.runtimes.onnx_model import sparta_nodes
 from robust_export.runtimes.ort_gpu import PROVIDERS, prepare
-from robust_export.runtimes.tensorrt import gpu
+from robust_export.runtimes.registry import open_file
+from robust_export.runtimes.tensorrt.gpu_info import gpu
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(native, "trt_library", lambda: Path("/a/libsparta_trt.so"))
+    monkeypatch.setattr(providers, "trt_library", lambda: Path("/a/libsparta_trt.so"))
     return "/a/libsparta_trt.so"
 
 
@@ -131,8 +131,8 @@ def test_tensorrt_gets_nodes_of_its_own_domain(trained: Path, plugin: str) -> No
 
 
 def test_without_the_plugin_there_is_no_session(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "trt_library", lambda: None)
-    with pytest.raises(ArtifactError, match=native.why_no_trt_library().split(":")[0]):
+    monkeypatch.setattr(providers, "trt_library", lambda: None)
+    with pytest.raises(ArtifactError, match=kernels.why_no_trt_library().split(":")[0]):
         open_file(trained / "model.onnx", "onnxruntime-tensorrt")
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from robust_export.errors import ArtifactError, InvalidValue
-from robust_export.runtimes import is_url, open_url
 from robust_export.runtimes.classifier import Artifact
+from robust_export.runtimes.registry import is_url, open_url
 from robust_export.runtimes.remote import RemoteClassifier
 from tests.runtimes.served import CLASSES, PLANE, images, model, open_served, served
 from tests.runtimes.v2_server import Fault, Seen, serve

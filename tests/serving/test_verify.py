@@ -10,7 +10,7 @@ import numpy as np
 from robust_export.bundle import Bundle
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.remote import RemoteClassifier
-from robust_export.verification import verify
+from robust_export.verification.verify import verify
 from tests.serving.servers import start
 
 

@@ -15,8 +15,9 @@ from robust_export.errors import TrainingError, UnsupportedModel
 from robust_export.nn.models import create_model
 from robust_export.recipe.recipe_file import parse
 from robust_export.recipe.schema import Threat
-from robust_export.training import Run, methods
-from robust_export.training.bn_folding import Scaled, Twin, adjacent
+from robust_export.training import methods
+from robust_export.training.bn_folding import FoldedCopy, Scaled, adjacent
+from robust_export.training.trainer import Run
 from tests.conftest import tiny_recipe
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def shaken(name: str) -> nn.Module:
 def test_a_folded_network_computes_the_same(name: str) -> None:
     model, pixels = shaken(name), torch.rand(3, 3, 32, 32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    twin = Twin(model, pixels[:2], fold=True, compiled=False)
+    twin = FoldedCopy(model, pixels[:2], fold=True, compiled=False)
     norms = sum(isinstance(child, nn.BatchNorm2d) for child in model.modules())
     assert len(twin.pairs) == norms
     assert not any(isinstance(child, nn.BatchNorm2d) for child in twin.modules())
@@ -70,7 +71,7 @@ class Branches(nn.Module):
 def test_what_cannot_be_folded_is_refused() -> None:
     pixels = torch.rand(2, 3, 8, 8)
     with pytest.raises(TrainingError, match=r"cannot be folded.*Branches.*train\.fold_norms"):
-        Twin(Branches(), pixels, fold=True, compiled=False)
+        FoldedCopy(Branches(), pixels, fold=True, compiled=False)
 
 
 def test_a_norm_that_is_called_twice_stays() -> None:

@@ -16,8 +16,9 @@ from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.errors import InvalidValue, TrainingStopped
 from robust_export.recipe.recipe_file import to_toml
-from robust_export.training import Run, train
-from robust_export.utils.sharded_rng import SharedGenerator, drawn
+from robust_export.training.run import train
+from robust_export.training.trainer import Run
+from robust_export.utils.sharded_rng import ShardedGenerator, drawn
 from tests.conftest import tiny_recipe
 from tests.data import write_folder
 from tests.training.together import CASES, STOP_AFTER, recipe, stop_after
@@ -97,7 +98,7 @@ def test_the_command_line_speaks_once(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_parts_make_the_batch(count: int, world: int) -> None:
     images = torch.arange(count)
-    parts = [SharedGenerator(rank, world).of(count) for rank in range(world)]
+    parts = [ShardedGenerator(rank, world).of(count) for rank in range(world)]
     assert sum(part.weight for part in parts) == pytest.approx(1)
     theirs = [images[part.mine] for part in parts if part.weight]
     assert sorted(torch.cat(theirs).tolist()) == images.tolist()
@@ -109,7 +110,7 @@ def test_parts_make_the_batch(count: int, world: int) -> None:
 def test_an_image_gets_the_same_numbers_from_all() -> None:
     whole = torch.rand(5, 2, generator=torch.Generator().manual_seed(3))
     for rank in range(2):
-        part = SharedGenerator(rank, 2).of(5)
+        part = ShardedGenerator(rank, 2).of(5)
         part.manual_seed(3)
         assert torch.equal(drawn(torch.rand, (len(range(rank, 5, 2)), 2), part), whole[rank::2])
         assert torch.equal(

@@ -16,8 +16,8 @@ from robust_export.errors import InvalidValue
 from robust_export.nn.models import create_model
 from robust_export.nn.sparta import sparta, sparta_modules
 from robust_export.training import fused_sparta as fused
-from robust_export.training import train
 from robust_export.training.fused_sparta import Fused, fuse_sparta, fused_sparta
+from robust_export.training.run import train
 from tests.conftest import tiny_recipe
 
 LAST = torch.channels_last

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from robust_export.bundle import Bundle
-from robust_export.data import Images, datasets
+from robust_export.data import datasets
+from robust_export.data.datasets import Images
 from robust_export.errors import TrainingError
-from robust_export.training import Run, train
 from robust_export.training.health import Watched, collapsed
 from robust_export.training.progress import restore_rng, rng_state
+from robust_export.training.run import train
+from robust_export.training.trainer import Run
 from tests.conftest import tiny_recipe
 
 

@@ -18,8 +18,9 @@ from robust_export.cli import cli
 from robust_export.cli.base import Failure, interruptible
 from robust_export.errors import BundleError, RobustExportError, TrainingStopped
 from robust_export.recipe.recipe_file import to_toml
-from robust_export.training import Run, train
 from robust_export.training import step as learner
+from robust_export.training.run import train
+from robust_export.training.trainer import Run
 from robust_export.utils.stop import Stop
 from tests.conftest import tiny_recipe
 
@@ -29,11 +30,11 @@ KILLER = """
 import os, signal, sys
 from pathlib import Path
 from tests.conftest import tiny_recipe
-from robust_export import training
-from robust_export.training import run
+from robust_export.training import trainer
+from robust_export.training.run import train
 
 what, nth, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-home = os if what == "replace" else run
+home = os if what == "replace" else trainer
 original, calls = getattr(home, what), 0
 
 def kill_at_nth(*args, **kwargs):
@@ -44,7 +45,7 @@ def kill_at_nth(*args, **kwargs):
     return original(*args, **kwargs)
 
 setattr(home, what, kill_at_nth)
-training.train(tiny_recipe(), out, device="cpu", resume=True)
+train(tiny_recipe(), out, device="cpu", resume=True)
 """
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from robust_export import training
 from robust_export.bundle import Bundle
 from robust_export.errors import TrainingError
-from robust_export.training import train
+from robust_export.training import run
+from robust_export.training.run import train
 from tests.conftest import tiny_recipe
 from tests.training.test_interruption import interrupt, weights
 
@@ -24,7 +24,7 @@ def test_resume_with_nothing_to_resume_starts(trained: Path, tmp_path: Path) -> 
 
 
 def test_resume_of_a_finished_run_succeeds_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "Run", None)
+    monkeypatch.setattr(run, "Run", None)
     assert train(tiny_recipe(), bundle.path, resume=True).manifest == bundle.manifest
 
 
@@ -70,11 +70,11 @@ def test_force_goes_on_where_it_was_killed_before_the_swap(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "replace_folder", killed)
+        patch.setattr(run, "replace_folder", killed)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, bundle.path, force=True, device="cpu")
     assert Bundle.open(bundle.path).recipe().train.seed == 0
-    monkeypatch.setattr(training, "Run", None)  # all is trained: nothing is left but the swap
+    monkeypatch.setattr(run, "Run", None)  # all is trained: nothing is left but the swap
     assert train(recipe, bundle.path, force=True, resume=True).path == bundle.path
     assert Bundle.open(bundle.path).recipe().train.seed == 3
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from robust_export.errors import TrainingError
-from robust_export.training import train
 from robust_export.training.distributed import Processes
+from robust_export.training.run import train
 from robust_export.training.tracking import Tracking
 from tests.conftest import tiny_recipe
 

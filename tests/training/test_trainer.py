@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.errors import InvalidValue, TrainingError, UnknownName
 from robust_export.nn.models import create_model, load
 from robust_export.nn.sparta import sparta_modules
 from robust_export.nn.sparta_file import load_sparta
 from robust_export.recipe.recipe_file import load_recipe, parse
-from robust_export.training import Epoch, Run, methods, train
+from robust_export.training import methods
 from robust_export.training import step as learner
 from robust_export.training.awp import perturbed
+from robust_export.training.progress import Epoch
+from robust_export.training.run import train
+from robust_export.training.trainer import Run
 from tests.conftest import tiny_recipe
 from tests.data import write_folder
 

@@ -20,7 +20,7 @@ from robust_export.nn.models import build_model
 from robust_export.nn.sparta_file import sparta_table
 from robust_export.recipe.recipe_file import to_toml
 from robust_export.recipe.schema import Model, SpartaOptions
-from robust_export.training import train
+from robust_export.training.run import train
 from tests.conftest import tiny_recipe
 from tests.data import write_folder
 

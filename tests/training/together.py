@@ -16,7 +16,8 @@ from robust_export.errors import TrainingError, TrainingStopped
 from robust_export.nn.state_dict import tensors
 from robust_export.recipe.recipe_file import parse
 from robust_export.recipe.schema import Recipe
-from robust_export.training import Run, train
+from robust_export.training.run import train
+from robust_export.training.trainer import Run
 from robust_export.utils.stop import Stop
 
 CPU = torch.device("cpu")
@@ -80,7 +81,7 @@ def cases(folder: Path) -> Iterator[str]:
             yield f"{case}: networks differ"
         if history[0] != history[1]:
             yield f"{case}: histories differ: {history}"
-        run.processes.by_first(lambda run=run, case=case: run.finish(case) and None)  # type: ignore[misc]
+        run.processes.rank_zero_broadcast(lambda run=run, case=case: run.finish(case) and None)  # type: ignore[misc]
 
 
 def interruptions(folder: Path) -> Iterator[str]:

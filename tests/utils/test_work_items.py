@@ -1,4 +1,4 @@
-"""Units are done once, whoever does them, and whatever interrupts."""
+"""WorkItems are done once, whoever does them, and whatever interrupts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robust_export.errors import InvalidValue
-from robust_export.utils.work_items import Arrays, Units, launched, to_array, to_lines
+from robust_export.utils.work_items import Arrays, WorkItems, launched, to_array, to_lines
 
 
 def squares(done: list[int]) -> object:
@@ -21,10 +21,10 @@ def squares(done: list[int]) -> object:
 
 def test_results_are_in_order_and_computed_once(tmp_path: Path) -> None:
     done: list[int] = []
-    first = Units(tmp_path).run("stage", squares(done), 4)  # type: ignore[arg-type]
+    first = WorkItems(tmp_path).run("stage", squares(done), 4)  # type: ignore[arg-type]
     assert [int(result["square"][0]) for result in first] == [0, 1, 4, 9]
     assert done == [0, 1, 2, 3]
-    again = Units(tmp_path)
+    again = WorkItems(tmp_path)
     second = again.run("stage", squares(done), 4)  # type: ignore[arg-type]
     assert done == [0, 1, 2, 3]
     assert again.kept == 4
@@ -40,22 +40,22 @@ def test_after_an_interruption_only_the_rest_is_done(tmp_path: Path) -> None:
         return squares(done)(i)  # type: ignore[operator,no-any-return]
 
     with pytest.raises(KeyboardInterrupt):
-        Units(tmp_path).run("stage", dies, 4)
-    Units(tmp_path).run("stage", squares(done), 4)  # type: ignore[arg-type]
+        WorkItems(tmp_path).run("stage", dies, 4)
+    WorkItems(tmp_path).run("stage", squares(done), 4)  # type: ignore[arg-type]
     assert done == [0, 1, 2, 3]
 
 
 def test_a_damaged_result_is_computed_again(tmp_path: Path) -> None:
     done: list[int] = []
-    Units(tmp_path).run("stage", squares(done), 2)  # type: ignore[arg-type]
+    WorkItems(tmp_path).run("stage", squares(done), 2)  # type: ignore[arg-type]
     (second,) = tmp_path.glob("stage.*.1.safetensors")
     second.write_bytes(b"half")
-    Units(tmp_path).run("stage", squares(done), 2)  # type: ignore[arg-type]
+    WorkItems(tmp_path).run("stage", squares(done), 2)  # type: ignore[arg-type]
     assert done == [0, 1, 1]
 
 
 def test_stages_do_not_mix_and_nothing_is_left_in_the_end(tmp_path: Path) -> None:
-    units = Units(tmp_path / "parts")
+    units = WorkItems(tmp_path / "parts")
     units.run("one", lambda i: {"x": np.array([1])}, 1)
     (other,) = units.run("two", lambda i: {"x": np.array([2])}, 1)
     assert other["x"] == 2
@@ -65,7 +65,7 @@ def test_stages_do_not_mix_and_nothing_is_left_in_the_end(tmp_path: Path) -> Non
 
 def test_what_a_result_depends_on_tells_it_from_others(tmp_path: Path) -> None:
     def one(value: int, given: list[bytes] | None) -> int:
-        (result,) = Units(tmp_path).run("stage", lambda i: {"x": np.array([value])}, 1, given=given)
+        (result,) = WorkItems(tmp_path).run("stage", lambda i: {"x": np.array([value])}, 1, given=given)
         return int(result["x"][0])
 
     assert one(1, [b"a", b"b"]) == 1
@@ -78,15 +78,15 @@ def test_what_a_result_depends_on_tells_it_from_others(tmp_path: Path) -> None:
 
 def test_another_number_of_units_is_other_work(tmp_path: Path) -> None:
     for count in (1, 2):
-        Units(tmp_path).run("stage", lambda i: {"x": np.array([i])}, count)
+        WorkItems(tmp_path).run("stage", lambda i: {"x": np.array([i])}, count)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_empty_result_and_no_units(tmp_path: Path) -> None:
-    (result,) = Units(tmp_path).run("empty", lambda i: {"x": np.zeros((0, 3)), "flags": to_array([])}, 1)
+    (result,) = WorkItems(tmp_path).run("empty", lambda i: {"x": np.zeros((0, 3)), "flags": to_array([])}, 1)
     assert result["x"].shape == (0, 3)
     assert to_lines(result["flags"]) == []
-    assert Units(tmp_path).run("none", lambda i: {}, 0) == []
+    assert WorkItems(tmp_path).run("none", lambda i: {}, 0) == []
 
 
 @pytest.mark.parametrize(("rank", "world"), [("", "2"), ("2", "2"), ("-1", "2"), ("x", "2"), ("0", "many")])
@@ -94,7 +94,7 @@ def test_half_a_launcher(monkeypatch: pytest.MonkeyPatch, rank: str, world: str)
     monkeypatch.setenv("WORLD_SIZE", world)
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(InvalidValue, match="torchrun"):
-        Units()
+        WorkItems()
 
 
 def test_nobody_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_nobody_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InvalidValue, match="cannot find each other"):
-        Units()
+        WorkItems()
 
 
 @pytest.mark.parametrize("world", ["", "1"])

@@ -9,20 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from robust_export.recipe.schema import Threat, Verify
-from robust_export.verification.criteria import Gates, judge, measure_drop, stated
+from robust_export.verification.criteria import Criteria, judge, measure_drop, stated
 from robust_export.verification.parity import Parity
 from robust_export.verification.results import (
     Accuracy,
     ArtifactReport,
     CurvePoint,
     Example,
-    Guard,
+    LayerError,
     Pictures,
     Points,
+    ReferenceReport,
     Report,
+    SanityCheck,
     Searched,
-    SiteDrift,
-    SourceReport,
     WorstCase,
     title,
 )
@@ -51,7 +51,7 @@ def curve(robust: float, clean: float = 0.912) -> list[CurvePoint]:
     ]
 
 
-def source(**changes: Any) -> SourceReport:
+def source(**changes: Any) -> ReferenceReport:
     told = {
         "the black box is no better than the white box": "Square broke 0.0% more than AutoAttack",
         "one step is no better than many": "accuracy 58.1% under one step of size eps, 51.0% under PGD",
@@ -59,9 +59,9 @@ def source(**changes: Any) -> SourceReport:
         "AutoAttack warns of nothing": "no flag was raised",
     }
     guards = [
-        Guard(name, "warn" if "1.3%" in evidence else "ok", evidence) for name, evidence in told.items()
+        SanityCheck(name, "warn" if "1.3%" in evidence else "ok", evidence) for name, evidence in told.items()
     ]
-    made = SourceReport(
+    made = ReferenceReport(
         clean=accuracy(912), robust=accuracy(487),
         attacks={"apgd-ce": 0.503, "apgd-t": 0.487, "fab-t": 0.487, "square": 0.487},
         budgets={
@@ -75,7 +75,7 @@ def source(**changes: Any) -> SourceReport:
 
 def artifact(
     *, file: str = "model.onnx", precision: str = "fp32", fused: int = 0, gap: float = 7e-6, flips: int = 0,
-    flip_margin: float = 0.0, lost: int = 0, guards: list[Guard] | None = None, **changes: Any,
+    flip_margin: float = 0.0, lost: int = 0, guards: list[SanityCheck] | None = None, **changes: Any,
 ) -> ArtifactReport:  # fmt: skip
     """Return an artifact and its verdict, as the gates make it.
 
@@ -92,16 +92,16 @@ def artifact(
         for kind, part in (("clean", 0.5), ("adversarial", 0.6), ("noise", 0.7))
     }
     settings = Verify()
-    gates = Gates.of(settings, precision, SCALE, MARGIN)
+    gates = Criteria.of(settings, precision, SCALE, MARGIN)
     clean_drop = measure_drop(clean, read, gates.max_clean_drop)
     robust_drop = measure_drop(ours, theirs, gates.max_drop)
     every = [
-        Guard("logits are finite", "ok", "0 of 1,310,000 logits are NaN or infinite"),
-        Guard("the same input twice", "ok", "logits differ by up to 0, 0 of 256 decisions change"),
-        Guard(
+        SanityCheck("logits are finite", "ok", "0 of 1,310,000 logits are NaN or infinite"),
+        SanityCheck("the same input twice", "ok", "logits differ by up to 0, 0 of 256 decisions change"),
+        SanityCheck(
             "batches of 1 and of 256", "ok", f"logits differ by up to {gap / 3:.2g}, 0 of 16 decisions change"
         ),
-        Guard("labels in order", "ok", "decisions agree on 100.0%; no other order does better"),
+        SanityCheck("labels in order", "ok", "decisions agree on 100.0%; no other order does better"),
         *(guards or []),
     ]
     broken = [f"{g.name}: {g.evidence}" for g in every if g.outcome == "fail"]
@@ -113,7 +113,7 @@ def artifact(
         attacks={"transfer": 0.487, "bpda": 0.487 - lost / N / 2, "square": 0.487 - lost / N},
         budgets={"iterations": 100, "queries": 5000, "ascent": 50},
         clean_drop=clean_drop, robust_drop=robust_drop, guards=every, curve=curve(0.487 - lost / N),
-        drift=[SiteDrift(site, 0.0 if i == 0 else gap * 0.02 * (1 + i)) for i, site in enumerate(SITES)],
+        drift=[LayerError(site, 0.0 if i == 0 else gap * 0.02 * (1 + i)) for i, site in enumerate(SITES)],
         latency={"1": 0.00231 if fused else 0.00274, "64": 0.0871 if fused else 0.1042},
         verdict=verdict.verdict, reasons=verdict.reasons,
     )  # fmt: skip
@@ -122,7 +122,9 @@ def artifact(
 
 def three() -> list[ArtifactReport]:
     """Return an artifact as a stock runtime runs it, the same fused, and an int8 one that fails."""
-    late = Guard("position in the batch", "warn", "logits differ by up to 0.11, 2 of 256 decisions change")
+    late = SanityCheck(
+        "position in the batch", "warn", "logits differ by up to 0.11, 2 of 256 decisions change"
+    )
     return [
         artifact(), artifact(fused=17, gap=8.6e-6),
         artifact(

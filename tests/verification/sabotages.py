@@ -20,8 +20,8 @@ import onnx
 from robust_export.bundle import Bundle
 from robust_export.recipe.schema import Verify
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
-from robust_export.verification import verify
 from robust_export.verification.results import ArtifactReport
+from robust_export.verification.verify import verify
 from tests.runtimes.v2_server import serve
 from tests.verification.faults import (
     Answer,
@@ -141,7 +141,7 @@ def table(bundle: Bundle) -> str:
 
 if __name__ == "__main__":
     from robust_export.export.bundle_onnx import export_bundle
-    from robust_export.training import train
+    from robust_export.training.run import train
     from tests.conftest import tiny_recipe
 
     with tempfile.TemporaryDirectory() as home:

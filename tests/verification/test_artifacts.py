@@ -13,7 +13,8 @@ from robust_export.errors import ArtifactError
 from robust_export.export.bundle_onnx import export_bundle
 from robust_export.recipe.schema import MIN_AGREEMENT, Verify
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
-from robust_export.verification import artifacts, verify
+from robust_export.verification import artifacts
+from robust_export.verification.verify import verify
 from tests.runtimes.v2_server import serve
 from tests.verification.test_verify import FAST
 

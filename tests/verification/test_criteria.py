@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from robust_export.recipe.schema import Verify
-from robust_export.verification.criteria import Drop, Gates, Verdict, judge, measure_drop, stated
+from robust_export.verification.criteria import Criteria, Drop, Verdict, judge, measure_drop, stated
 from robust_export.verification.parity import Parity
 from robust_export.verification.results import Searched
 
@@ -18,7 +18,7 @@ GOOD = Parity(max_abs=1e-5, mean_abs=1e-6, cosine=1.0, top1_agreement=1.0, non_f
 SMALL = Drop(0.0, (-0.01, 0.01), 360)
 OPEN = Drop(0.0, (-0.3, 0.3), 217)
 FOUND = Searched(max_abs=2e-5, flips=7, flip_margin=1e-5, evaluations=1000)
-GATES = Gates.of(Verify(), "fp32", scale=10.0, margin=4.0)
+GATES = Criteria.of(Verify(), "fp32", scale=10.0, margin=4.0)
 
 
 def verdict(**given: Any) -> Verdict:
@@ -70,7 +70,7 @@ def test_flips_without_a_margin_are_no_reason_to_fail() -> None:
 
 
 def test_gaps_and_margins_are_judged_in_the_units_of_the_source() -> None:
-    smaller = Gates.of(Verify(), "fp32", scale=1.0, margin=0.4)
+    smaller = Criteria.of(Verify(), "fp32", scale=1.0, margin=0.4)
     assert verdict(parities={"clean": replace(GOOD, max_abs=0.005)}).verdict == "pass"
     assert verdict(parities={"clean": replace(GOOD, max_abs=0.005)}, gates=smaller).verdict == "fail"
     assert verdict(searched=replace(FOUND, flip_margin=0.001)).verdict == "pass"
@@ -79,13 +79,13 @@ def test_gaps_and_margins_are_judged_in_the_units_of_the_source() -> None:
 
 def test_a_lower_precision_has_gates_of_its_own_and_a_server_those_of_fp32() -> None:
     settings = Verify(max_gap={"fp16": 0.5})
-    assert Gates.of(settings, "fp16", 10.0, 4.0).max_gap == 5.0
-    assert Gates.of(settings, "fp32", 10.0, 4.0) == GATES
-    assert Gates.of(settings, "unknown", 10.0, 4.0) == GATES
+    assert Criteria.of(settings, "fp16", 10.0, 4.0).max_gap == 5.0
+    assert Criteria.of(settings, "fp32", 10.0, 4.0) == GATES
+    assert Criteria.of(settings, "unknown", 10.0, 4.0) == GATES
 
 
 def test_clean_accuracy_may_have_a_gate_of_its_own() -> None:
-    strict = Gates.of(Verify(max_clean_drop=0.005), "fp32", 10.0, 4.0)
+    strict = Criteria.of(Verify(max_clean_drop=0.005), "fp32", 10.0, 4.0)
     assert (strict.max_drop, strict.max_clean_drop) == (0.02, 0.005)
     found = verdict(gates=strict)
     assert found.verdict == "undecided"

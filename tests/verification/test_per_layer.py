@@ -13,10 +13,10 @@ from onnx import numpy_helper
 from robust_export.bundle import Bundle
 from robust_export.export.exporter import export_onnx
 from robust_export.nn.models import create_model, load
-from robust_export.runtimes import open_file
 from robust_export.runtimes.onnx_model import sparta_nodes
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
+from robust_export.runtimes.registry import open_file
 from robust_export.verification.per_layer import drift, source_activations
 
 PIXELS = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)

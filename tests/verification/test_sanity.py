@@ -10,14 +10,14 @@ import pytest
 from robust_export.recipe.schema import Verify
 from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.verification import sanity as guards
-from robust_export.verification.criteria import Gates
+from robust_export.verification.criteria import Criteria
 
 
 def f32(values: object) -> Pixels:
     return np.array(values, np.float32)
 
 
-GATES = Gates.of(Verify(), "fp32", scale=10.0, margin=4.0)  # a gap of 0.01 is allowed
+GATES = Criteria.of(Verify(), "fp32", scale=10.0, margin=4.0)  # a gap of 0.01 is allowed
 IMAGES = np.random.default_rng(0).random((8, 3, 4, 4), np.float32)
 WEIGHT = np.random.default_rng(1).standard_normal((48, 5)).astype(np.float32)
 MEAN = f32([0.4, 0.5, 0.6]).reshape(3, 1, 1)

@@ -9,8 +9,9 @@ import pytest
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError
 from robust_export.runtimes.tensorrt import classifier as tensorrt
-from robust_export.verification import artifacts, verify
+from robust_export.verification import artifacts
 from robust_export.verification.selection import listed
+from robust_export.verification.verify import verify
 from tests.runtimes.tensorrt.test_classifier import FACTS, Machine, machine  # noqa: F401 (a fixture)
 from tests.verification.test_artifacts import CHEAP
 

@@ -15,8 +15,8 @@ import pytest
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError
 from robust_export.recipe.schema import Threat, Verify
-from robust_export.verification import Report, verify
-from robust_export.verification.results import ArtifactReport
+from robust_export.verification.results import ArtifactReport, Report
+from robust_export.verification.verify import verify
 
 FAST = Verify(attacks=("apgd-ce",), iterations=3, queries=10, ascent=3, samples=96, max_drop=0.1)
 

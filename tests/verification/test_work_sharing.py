@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.nn.models import load
 from robust_export.recipe.schema import Threat
 from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.utils import work_items as units
-from robust_export.utils.work_items import Arrays, Units
-from robust_export.verification import verify
+from robust_export.utils.work_items import Arrays, WorkItems
 from robust_export.verification.artifacts import Subject
 from robust_export.verification.attack import Trial, attack_images
+from robust_export.verification.verify import verify
 from tests.runtimes.v2_server import serve
 from tests.verification.test_verify import FAST, timeless
 
@@ -45,11 +45,11 @@ def test_an_interrupted_verification_goes_on_where_it_stopped(
     bundle: Bundle, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = verify(trained, settings=SMALL, device="cpu", write=False)
-    run, done = units.Units.run, 0
+    run, done = units.WorkItems.run, 0
 
     def stop_after(most: int) -> Callable[..., list[Arrays]]:
         def stopping(
-            self: units.Units, stage: str, compute: Callable[[int], Arrays], count: int, **given: Any
+            self: units.WorkItems, stage: str, compute: Callable[[int], Arrays], count: int, **given: Any
         ) -> list[Arrays]:
             def counted(i: int) -> Arrays:
                 nonlocal done
@@ -62,7 +62,7 @@ def test_an_interrupted_verification_goes_on_where_it_stopped(
 
         return stopping
 
-    monkeypatch.setattr(units.Units, "run", stop_after(25))
+    monkeypatch.setattr(units.WorkItems, "run", stop_after(25))
     with pytest.raises(KeyboardInterrupt):
         verify(bundle, settings=SMALL, device="cpu")
     assert len(list(bundle.path.glob("checkpoints/verify-*/*.safetensors"))) == 25
@@ -70,7 +70,7 @@ def test_an_interrupted_verification_goes_on_where_it_stopped(
     Bundle.open(bundle.path)  # which is not altered
 
     done = 0
-    monkeypatch.setattr(units.Units, "run", stop_after(10_000))
+    monkeypatch.setattr(units.WorkItems, "run", stop_after(10_000))
     said: list[str] = []
     resumed = verify(bundle, settings=SMALL, device="cpu", say=said.append)
     assert any(line.startswith("25 parts") for line in said)
@@ -82,7 +82,7 @@ def test_an_interrupted_verification_goes_on_where_it_stopped(
 def test_other_budgets_do_not_go_on_with_what_is_there(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units.Units, "finish", lambda self: None)
+    monkeypatch.setattr(units.WorkItems, "finish", lambda self: None)
     verify(bundle, settings=SMALL, device="cpu")
     said: list[str] = []
     verify(bundle, settings=replace(SMALL, iterations=4), device="cpu", say=said.append)
@@ -143,7 +143,7 @@ def test_what_was_kept_for_other_images_is_not_taken_for_these(bundle: Bundle, t
     subject = Subject("model.onnx", classifier, SMALL, bundle.file("model.onnx"))
     pixels, labels = load_dataset("digits", "test", 8).batch(range(40))
     source = PyTorchClassifier(load(bundle))
-    trial = Trial(source, pixels, labels, Threat("Linf", 0.5), SMALL, Units(tmp_path), lambda line: None)
+    trial = Trial(source, pixels, labels, Threat("Linf", 0.5), SMALL, WorkItems(tmp_path), lambda line: None)
     for rows in (np.arange(20), np.arange(10, 30)):
         for name in ("bpda", "square"):
             found = np.concatenate([part["rows"] for part in attack_images(trial, subject, name, rows)])

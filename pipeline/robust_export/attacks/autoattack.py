@@ -15,7 +15,7 @@ from pyautoattack.checks import check_square_sr
 from torch import Tensor, nn
 
 from robust_export.recipe.schema import AttackName, Threat, Verify
-from robust_export.utils.work_items import Arrays, Units, to_array, to_lines
+from robust_export.utils.work_items import Arrays, WorkItems, to_array, to_lines
 
 LOGGER = "auto-attack"  # the package's own
 
@@ -45,7 +45,7 @@ def autoattack(
     threat: Threat,
     settings: Verify,
     on_attack: Callable[[str, int], None] = lambda name, images: None,
-    units: Units | None = None,
+    units: WorkItems | None = None,
 ) -> AttackResult:
     """Run the attacks of `settings` one after another, each on the images that still stand.
 
@@ -54,7 +54,7 @@ def autoattack(
         on_attack: is told each attack's name and how many images it is given.
         units: does the batches; here and now by default.
     """
-    units = units or Units()
+    units = units or WorkItems()
     result = pixels.clone()
     stands = _predict(model, pixels, settings.batch_size) == labels
     broken_by = ["" if ok else "clean" for ok in stands.tolist()]
@@ -83,7 +83,7 @@ def autoattack(
 
 
 def _in_batches(
-    units: Units, model: nn.Module, name: AttackName, pixels: Tensor, labels: Tensor, threat: Threat,
+    units: WorkItems, model: nn.Module, name: AttackName, pixels: Tensor, labels: Tensor, threat: Threat,
     settings: Verify, classes: int,
 ) -> tuple[Tensor, list[str]]:  # fmt: skip
     """Run one attack, a batch a unit; return its examples and the package's warnings."""

@@ -19,12 +19,12 @@ from robust_export.benchmark.results import Bench, Run
 from robust_export.bundle import Bundle
 from robust_export.errors import BundleError, InvalidValue, RobustExportError, reason, unknown
 from robust_export.export.exporter import export_onnx
-from robust_export.kernels import ort_library, why_no_library
+from robust_export.kernels.libraries import ort_library, why_no_library
 from robust_export.nn.models import load
 from robust_export.nn.sparta import Sparta
-from robust_export.runtimes import open_file
 from robust_export.runtimes.classifier import Pixels
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
+from robust_export.runtimes.registry import open_file
 from robust_export.utils.provenance import machine, now, versions
 from robust_export.utils.timing import Call, copy_bandwidth, measure
 
@@ -98,7 +98,7 @@ def bench_network(
     with tempfile.TemporaryDirectory() as folder:
         twin = Path(folder) / "relu.onnx"
         if {"relu", "openvino-relu"} & set(against):
-            export_onnx(relu_twin(network), twin, plane[1], plane[0])
+            export_onnx(relu_variant(network), twin, plane[1], plane[0])
         for count in threads:
             with _torch_threads(count):
                 bandwidth = copy_bandwidth(count)
@@ -127,7 +127,7 @@ def bench_network(
     return Bench(name, runs, missing, fused, nodes, provenance)
 
 
-def relu_twin(network: nn.Module) -> nn.Module:
+def relu_variant(network: nn.Module) -> nn.Module:
     """Return a copy of the network that has nn.ReLU where it has Sparta."""
     twin = copy.deepcopy(network)
     sites = list(twin.named_modules(remove_duplicate=False))  # one gate may serve several

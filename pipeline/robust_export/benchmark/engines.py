@@ -14,19 +14,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from robust_export.benchmark.end_to_end import relu_twin
+from robust_export.benchmark.end_to_end import relu_variant
 from robust_export.benchmark.results import Bench, Run
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, InvalidValue, RobustExportError, reason, unknown
 from robust_export.export.bundle_onnx import BF16_OPSET
-from robust_export.export.cast import lower
+from robust_export.export.cast import cast_model
 from robust_export.export.exporter import DEFAULT_OPSET, to_onnx
-from robust_export.export.tensorrt import Batch, Options, read
+from robust_export.export.tensorrt.builder import Batch, Options
 from robust_export.export.tensorrt.engines import build, describe, parse
+from robust_export.export.tensorrt.graph import read
 from robust_export.nn.models import load
 from robust_export.runtimes.classifier import Pixels
-from robust_export.runtimes.tensorrt import find, gpu
 from robust_export.runtimes.tensorrt.classifier import TensorRTClassifier
+from robust_export.runtimes.tensorrt.gpu_info import gpu
+from robust_export.runtimes.tensorrt.variants import find
 from robust_export.utils.provenance import machine, now, versions
 from robust_export.utils.timing import Call, measure
 
@@ -105,13 +107,13 @@ def _files(
     network: nn.Module, shape: tuple[int, int, int], precision: str, folder: Path, *, twin: bool
 ) -> dict[bool, Path]:
     """Write the network, and its ReLU twin, as ONNX files; the key says whether it is the twin."""
-    modules = {False: network} | ({True: relu_twin(network)} if twin else {})
+    modules = {False: network} | ({True: relu_variant(network)} if twin else {})
     files = {}
     for is_twin, module in modules.items():
         opset = BF16_OPSET if precision == "bf16" else DEFAULT_OPSET
         model = to_onnx(module, shape[1], shape[0], opset=opset)
         if precision in HALVES:
-            model = lower(model, precision)
+            model = cast_model(model, precision)
         files[is_twin] = folder / f"{'relu' if is_twin else 'sparta'}.onnx"
         files[is_twin].write_bytes(model.SerializeToString())
     return files

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from robust_export import __version__
 from robust_export.errors import InvalidValue, RobustExportError
 from robust_export.utils.extras import EXTRAS
 from robust_export.utils.stop import Stop
+from robust_export.utils.version import __version__
 
-GATE_FAILED = 3  # the exit code of a gate that did not hold
+CRITERION_FAILED = 3  # the exit code of a gate that did not hold
 
 
 class Failure(click.ClickException):
@@ -111,4 +111,4 @@ def interruptible(message: str, stop: Stop | None = None) -> Iterator[None]:
 def exit_by(verdict: str) -> None:
     """End with the exit code of a gate that did not hold, unless the verdict is "pass"."""
     if verdict != "pass":
-        sys.exit(GATE_FAILED)
+        sys.exit(CRITERION_FAILED)

@@ -59,8 +59,8 @@ def compare(
     if plan and (both := [name for name, value in given.items() if value is not None]):
         raise InvalidValue(f"{', '.join(both)} with --plan: the plan says it; leave out one of them")
     with interruptible(f"the comparison was interrupted; the same command does what is left ({out})"):
-        from robust_export.comparison import compare as run
-        from robust_export.comparison import load_plan, simple_plan
+        from robust_export.comparison.plan import load_plan, simple_plan
+        from robust_export.comparison.runner import compare as run
         from robust_export.recipe.recipe_file import load_recipe, merge
 
         changes: dict[str, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from robust_export.training import Epoch
+    from robust_export.training.progress import Epoch
 
 CLEAR = "\r\033[K"  # back to the start of the terminal's line, and clear it
 

@@ -13,15 +13,17 @@ from rich.table import Table
 
 from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import HOME, Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.export.bundle_onnx import export_bundle
 from robust_export.nn.models import load
 from robust_export.recipe.recipe_file import default_recipe, parse
 from robust_export.recipe.schema import Recipe
-from robust_export.training import OnEpoch, train
+from robust_export.training.run import train
+from robust_export.training.trainer import OnEpoch
 from robust_export.utils.files import replace_folder
-from robust_export.verification import Report, verify
 from robust_export.verification.report.tables import tables
+from robust_export.verification.results import Report
+from robust_export.verification.verify import verify
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ def triton(
     """Write a model repository for Triton: config.pbtxt, the engine or ONNX file, labels, flags."""
     from robust_export.bundle import Bundle
     from robust_export.recipe.recipe_file import build
-    from robust_export.serving.triton import TritonSettings, choose, write_repository
+    from robust_export.serving.triton.artifact_choice import choose
+    from robust_export.serving.triton.repository import write_repository
+    from robust_export.serving.triton.settings import TritonSettings
 
     console = Console(as_json)
     lists = {"preferred": _numbers("preferred", preferred), "gpus": _numbers("gpus", gpus)}

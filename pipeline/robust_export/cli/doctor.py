@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from robust_export.errors import BuildError
-from robust_export.kernels import find_nvcc, ort_library, trt_library, why_no_library, why_no_trt_library
-from robust_export.kernels.headers import find_tensorrt_headers
+from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
+from robust_export.kernels.libraries import ort_library, trt_library, why_no_library, why_no_trt_library
+from robust_export.kernels.toolchain import find_nvcc
 from robust_export.utils.extras import EXTRAS
 
 REQUIRED = ("click", "numpy", "onnx", "pillow", "pydantic", "safetensors")

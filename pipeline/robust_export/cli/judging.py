@@ -10,7 +10,7 @@ from robust_export.cli.base import cli, exit_by, interruptible, typed
 from robust_export.cli.console import Console
 from robust_export.cli.options import counts, given, json_option, model_option, words
 from robust_export.errors import InvalidValue
-from robust_export.runtimes import RUNTIMES
+from robust_export.runtimes.registry import RUNTIMES
 
 
 @cli.command()
@@ -66,8 +66,8 @@ def verify(
     settings = build(Verify, asdict(bundle.recipe().verify) | given(changes), "verify options")
     threat = build(Threat, asdict(bundle.threat) | given({"eps": eps, "norm": norm}), "threat")
     with interruptible("verification was interrupted; the same command goes on where it stopped"):
-        from robust_export.verification import verify as run
         from robust_export.verification.report.tables import tables
+        from robust_export.verification.verify import verify as run
 
         report = run(
             bundle, artifact, runtime=runtime, settings=settings, threat=threat, device=device,
@@ -111,7 +111,8 @@ def bench(
     runtime: str, precision: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a bundle's network side by side with its ReLU twin and with other runtimes."""
-    from robust_export.benchmark import bench_bundle, bench_engines
+    from robust_export.benchmark.end_to_end import bench_bundle
+    from robust_export.benchmark.engines import bench_engines
     from robust_export.bundle import Bundle
 
     console = Console(as_json)

@@ -64,14 +64,15 @@ def build(force: bool, as_json: bool) -> None:
 
     Without nvcc and TensorRT's headers there is none for TensorRT, which is no failure.
     """
-    from robust_export import kernels as native
+    from robust_export.kernels.building import build as build_kernels
+    from robust_export.kernels.status import describe
 
     console = Console(as_json)
     console.say("building Sparta's kernels")
     with interruptible("the build was interrupted; an older one is untouched"):
-        built = native.build(force)
+        built = build_kernels(force)
     if as_json:
-        console.show(native.describe())
+        console.show(describe())
     if built.without_cuda:
         console.say(f"without the kernel for GPUs: {built.without_cuda}")
     console.say(f"built {built.path} with {built.tools.version}, ONNX Runtime's headers from {built.headers}")
@@ -87,9 +88,9 @@ def info(as_json: bool) -> None:
     """Say what was found, built and loaded."""
     from rich.table import Table
 
-    from robust_export import kernels as native
+    from robust_export.kernels.status import describe
 
-    facts = native.describe()
+    facts = describe()
     table = Table("library", "loads")
     table.add_column("found", overflow="fold")
     for name, entry in facts["libraries"].items():

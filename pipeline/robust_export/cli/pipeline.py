@@ -85,7 +85,7 @@ def train(
     target = out or HOME / asked.model.name
     go_on, stop = f"go on with the same command and --resume ({target})", Stop()
     with interruptible(f"training was interrupted; {go_on}", stop):
-        from robust_export.training import train as run
+        from robust_export.training.run import train as run
 
         try:
             bundle = run(

@@ -11,7 +11,7 @@ import click
 from robust_export.cli.base import cli
 from robust_export.cli.console import Console
 from robust_export.cli.options import json_option, precision_option
-from robust_export.runtimes import RUNTIMES
+from robust_export.runtimes.registry import RUNTIMES
 
 KEY = "ROBUST_EXPORT_API_KEY"  # what clients must send; verify sends it
 

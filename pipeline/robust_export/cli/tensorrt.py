@@ -59,11 +59,12 @@ def tensorrt(
 ) -> None:  # fmt: skip
     """Build engines of a bundle's ONNX file, one for each compute capability."""
     from robust_export.bundle import Bundle
-    from robust_export.export.tensorrt import Batch, Graph, Options, export_engine, read
-    from robust_export.export.tensorrt.bundle_engines import source
+    from robust_export.export.tensorrt.builder import Batch, Options
+    from robust_export.export.tensorrt.bundle_engines import export_engine, source
     from robust_export.export.tensorrt.engines import Capability, dotted, parse
+    from robust_export.export.tensorrt.graph import Graph, read
     from robust_export.export.tensorrt.monitor import Monitor
-    from robust_export.runtimes.tensorrt import find
+    from robust_export.runtimes.tensorrt.variants import find
     from robust_export.utils.files import write_atomically
 
     console = Console(as_json)

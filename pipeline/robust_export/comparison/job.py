@@ -19,16 +19,16 @@ import torch
 
 from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.errors import RobustExportError
 from robust_export.nn.models import load
 from robust_export.recipe.recipe_file import parse, tables
-from robust_export.training import train
 from robust_export.training.checkpoint import FOLDER
+from robust_export.training.run import train
 from robust_export.utils.device import find_device
 from robust_export.utils.files import write_json
 from robust_export.utils.stop import Stop
-from robust_export.utils.work_items import Units
+from robust_export.utils.work_items import WorkItems
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _attack(bundle: Bundle, job: Job) -> dict[str, Any]:
     images = load_dataset(recipe.data.name, "test", spec.image_size, spec.in_chans, recipe.data.dir)
     pixels, labels = images.batch(range(min(settings.samples or len(images), len(images))))
     weights = bundle.manifest["files"]["weights.safetensors"]["sha256"]
-    units = Units(bundle.path / "checkpoints" / f"compare-{weights[:16]}")
+    units = WorkItems(bundle.path / "checkpoints" / f"compare-{weights[:16]}")
     found = autoattack(
         load(bundle).to(device).requires_grad_(False), pixels.to(device), labels.to(device),
         bundle.threat, settings, units=units,

@@ -11,7 +11,7 @@ from torch import Generator
 from robust_export.data.datasets import Batch, Images, batch_count, chunks, fetch
 from robust_export.data.folder import training_images
 from robust_export.errors import DataError, InvalidValue
-from robust_export.utils.sharded_rng import SharedGenerator
+from robust_export.utils.sharded_rng import ShardedGenerator
 
 EXTRA_SEED = 1_000_033  # a multiple of it sets the draw of extra images apart from the order of the others
 
@@ -54,7 +54,7 @@ class Feed:
         total = len(self.images) - (len(self.images) % self.own == 1 and len(self.images) > 1)
         return min(self.own, total - step * self.own) + self.drawn
 
-    def epoch(self, seed: int, skip: int = 0, share: SharedGenerator | None = None) -> Iterator[Batch]:
+    def epoch(self, seed: int, skip: int = 0, share: ShardedGenerator | None = None) -> Iterator[Batch]:
         """Yield the batches of the epoch with this seed, from number `skip` on.
 
         Args:

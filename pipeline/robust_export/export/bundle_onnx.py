@@ -8,7 +8,7 @@ from pathlib import Path
 from robust_export.bundle import FILES, Bundle
 from robust_export.errors import InvalidValue, unknown
 from robust_export.export.calibration import Calibration, calibration_images
-from robust_export.export.cast import lower
+from robust_export.export.cast import cast_model
 from robust_export.export.exporter import DEFAULT_OPSET, METADATA_PREFIX, OPSETS, check_file, to_onnx
 from robust_export.export.half import HALVES
 from robust_export.export.quantize import quantise
@@ -46,7 +46,7 @@ def export_bundle(
     )  # fmt: skip
     entry: dict[str, object] = {"precision": precision, "opset": opset}
     if precision in HALVES:
-        model = lower(model, precision)
+        model = cast_model(model, precision)
     elif precision == "int8":
         pixels, entry["calibration"] = calibration_images(bundle, network, calibration or Calibration())
         model = quantise(model, pixels)

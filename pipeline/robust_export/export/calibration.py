@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.errors import DataError, InvalidValue, unknown
 
 KINDS = ("clean", "adversarial", "both")

@@ -18,7 +18,7 @@ from robust_export.export.op_schemas import formats
 NORMALISATION = frozenset({"Sub", "Div", "Mul", "Add"})  # with constants: what may stand before a network
 
 
-def lower(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def cast_model(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     """Return the model with its weights and arithmetic in half precision.
 
     Inputs, outputs and the normalisation of the pixels stay float32: half precision cannot hold the

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from robust_export.errors import BuildError
-from robust_export.kernels.headers import Headers, find_headers, find_tensorrt_headers
+from robust_export.kernels.headers.folder import Headers
+from robust_export.kernels.headers.onnxruntime import find_headers
+from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
 from robust_export.kernels.libraries import load_problem, open_trt_library
 from robust_export.kernels.paths import ORT_LIBRARY, TRT_LIBRARY, build_folder, cache, sources
 from robust_export.kernels.toolchain import NO_NVCC, Tools, architectures, find_tools, run

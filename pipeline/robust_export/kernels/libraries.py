@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from robust_export.errors import BuildError, reason
-from robust_export.kernels.headers import find_tensorrt_headers
+from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
 from robust_export.kernels.paths import HOW, ORT_LIBRARY, TRT_LIBRARY, build_folder
 from robust_export.kernels.toolchain import NO_NVCC, find_tools
 

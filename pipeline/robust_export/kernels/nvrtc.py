@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_export.errors import BuildError
-from robust_export.kernels import sources
+from robust_export.kernels.paths import sources
 
 WIDEST = 16  # bytes of one access
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_export.errors import BuildError
-from robust_export.kernels.headers import find_tensorrt_headers
+from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
 from robust_export.kernels.libraries import (
     load_problem,
     open_trt_library,

@@ -19,7 +19,7 @@ from robust_export.errors import BundleError, InvalidValue, UnsupportedModel, re
 from robust_export.nn.replace import (
     ACTIVATIONS,
     LEARNT,
-    NO_PLANES,
+    NO_FEATURE_MAP,
     Share,
     convertible_backbones,
     replace_activations,
@@ -118,7 +118,7 @@ def create_model(
     """
     timm_name, activation = split_name(name)
     if timm_name.partition(".")[0] not in convertible_backbones():
-        raise UnsupportedModel(f"{name}: {timm_name} {NO_PLANES}")
+        raise UnsupportedModel(f"{name}: {timm_name} {NO_FEATURE_MAP}")
     backbone = _build_backbone(timm_name, num_classes, image_size, in_chans, timm_options)
     try:
         replace_activations(

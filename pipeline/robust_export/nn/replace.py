@@ -47,7 +47,7 @@ FUNCTIONAL = frozenset(
     | {Tensor.relu, Tensor.relu_, Tensor.prelu}
 )
 
-WITHOUT_PLANES = frozenset(
+WITHOUT_FEATURE_MAPS = frozenset(
     {
         "beit", "cait", "coat", "convit", "crossvit", "davit", "deepseek_vit", "deit", "eva",
         "gemma4_vit", "hiera", "mlp_mixer", "mvitv2", "naflexvit", "nest", "pit", "qwen3_vit",
@@ -57,7 +57,7 @@ WITHOUT_PLANES = frozenset(
 )  # fmt: skip
 """timm's modules whose networks have no activation on a plane (tests/survey_models.py finds them)."""
 
-WITHOUT_PLANES_PATTERNS = (
+WITHOUT_FEATURE_MAPS_PATTERNS = (
     "ese_vovnet39b_evos",
     "pvt_v2_b[0-5]",
     "regnetz_*_evos",
@@ -67,7 +67,7 @@ WITHOUT_PLANES_PATTERNS = (
 )
 """Names of single networks, in other modules, whose activations are part of a normalisation."""
 
-NO_PLANES = (
+NO_FEATURE_MAP = (
     "has no pointwise activation on an [N, C, H, W] plane, so there is nothing for Sparta to attend "
     "to. Use a convolutional backbone: `robust-export models` lists them."
 )
@@ -142,9 +142,9 @@ def replace_activations(
 
 def convertible_backbones() -> list[str]:
     """Return the names of timm's networks that have activations on planes."""
-    modules = sorted(set(timm.list_modules()) - WITHOUT_PLANES)
+    modules = sorted(set(timm.list_modules()) - WITHOUT_FEATURE_MAPS)
     names = {name for module in modules for name in timm.list_models(module=module)}
-    excluded = WITHOUT_PLANES_PATTERNS
+    excluded = WITHOUT_FEATURE_MAPS_PATTERNS
     return sorted(name for name in names if not any(fnmatch(name, p) for p in excluded))
 
 
@@ -157,7 +157,7 @@ def find_sites(module: nn.Module, image_size: int = 128, in_chans: int = 3) -> l
     sites = [_site(name, small.get(name), shapes) for name, shapes in large.items()]
     found = [site for site in sites if site is not None]
     if not found:
-        raise UnsupportedModel(f"{type(module).__name__} {NO_PLANES}")
+        raise UnsupportedModel(f"{type(module).__name__} {NO_FEATURE_MAP}")
     return found
 
 

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from robust_export.errors import ArtifactError
 from robust_export.nn.operator import DOMAIN, OPERATOR
 
-Planes = npt.NDArray[np.float32]  # [N, C, H, W]
+FeatureMaps = npt.NDArray[np.float32]  # [N, C, H, W]
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}

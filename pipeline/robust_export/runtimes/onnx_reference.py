@@ -16,7 +16,13 @@ from onnx.reference import ReferenceEvaluator
 
 from robust_export.errors import ArtifactError, reason
 from robust_export.runtimes.classifier import Logits, Pixels
-from robust_export.runtimes.onnx_model import Planes, precision_of, read_model, sparta_nodes, with_activations
+from robust_export.runtimes.onnx_model import (
+    FeatureMaps,
+    precision_of,
+    read_model,
+    sparta_nodes,
+    with_activations,
+)
 from robust_export.runtimes.onnx_reference_ops import OPERATORS
 
 
@@ -55,7 +61,7 @@ class ReferenceClassifier:
         outputs = [self._run(pixels[start : start + self.batch_size]) for start in chunks]
         return np.concatenate(outputs)
 
-    def activations(self, pixels: Pixels) -> list[Planes]:
+    def activations(self, pixels: Pixels) -> list[FeatureMaps]:
         """Return what every activation gives for `pixels`, float32 [N, C, H, W] each, in graph order."""
         model, names = with_activations(read_model(self.path))
         evaluator = ReferenceEvaluator(model, new_ops=OPERATORS)

@@ -13,11 +13,13 @@ import onnx
 import onnxruntime as ort
 
 from robust_export.errors import ArtifactError, BuildError, reason
-from robust_export.kernels import HOW, KERNEL_SIZES, ort_has_cuda, ort_library, why_no_library
+from robust_export.kernels.libraries import ort_library, why_no_library
+from robust_export.kernels.paths import HOW, KERNEL_SIZES
+from robust_export.kernels.status import ort_has_cuda
 from robust_export.nn.operator import DOMAIN, OPERATOR
 from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.onnx_model import (
-    Planes,
+    FeatureMaps,
     precision_of,
     ran_in,
     read_model,
@@ -104,7 +106,7 @@ class OnnxRuntimeClassifier:
             return False
         return not ran_in(self.precision, self.profile(np.zeros((1, *self.plane), np.float32)))
 
-    def activations(self, pixels: Pixels) -> list[Planes]:
+    def activations(self, pixels: Pixels) -> list[FeatureMaps]:
         """Return what every activation gives for `pixels`, float32 [N, C, H, W] each, in graph order.
 
         Activations are the Sparta nodes, or ReLU's in a file without; they run as in the classifier itself.

@@ -13,11 +13,11 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from robust_export import kernels as native
 from robust_export.errors import ArtifactError
+from robust_export.kernels.libraries import trt_library, why_no_trt_library
 from robust_export.nn.operator import DOMAIN
 from robust_export.runtimes.onnx_model import drop_function
-from robust_export.runtimes.tensorrt import gpu
+from robust_export.runtimes.tensorrt.gpu_info import gpu
 
 TENSORRT_DOMAIN = "trt.plugins"  # where ONNX Runtime's TensorRT provider looks for plugins
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -132,9 +132,9 @@ def _add_rtx(options: ort.SessionOptions, provider: Provider) -> None:
 
 
 def _library() -> str:
-    library = native.trt_library()
+    library = trt_library()
     if library is None:
-        raise ArtifactError(native.why_no_trt_library())
+        raise ArtifactError(why_no_trt_library())
     return str(library)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from robust_export import __version__
 from robust_export.serving.tensors import PIXELS
+from robust_export.utils.version import __version__
 
 if TYPE_CHECKING:
     from robust_export.serving.service import Served

@@ -11,8 +11,8 @@ import numpy as np
 
 from robust_export.bundle import FILES, Bundle
 from robust_export.errors import ArtifactError, BundleError, InvalidValue
-from robust_export.runtimes import open_file
 from robust_export.runtimes.classifier import Artifact
+from robust_export.runtimes.registry import open_file
 from robust_export.runtimes.tensorrt.classifier import why_elsewhere
 from robust_export.serving.settings import Settings
 from robust_export.serving.ui.examples_file import read

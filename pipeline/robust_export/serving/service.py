@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from robust_export import __version__
 from robust_export.errors import reason
 from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.open_inference import BINARY, LABELS, clip
@@ -26,6 +25,7 @@ from robust_export.serving.refusal import Refused
 from robust_export.serving.served_models import PLATFORMS, Model
 from robust_export.serving.settings import Settings
 from robust_export.serving.tensors import IMAGE, PIXELS, Query, decode, read_images, read_pixels, the_input
+from robust_export.utils.version import __version__
 
 LOGITS, PROBABILITIES, TEXTS = "logits", "probabilities", "labels"  # the outputs; the first is the default
 VERSION = "1"  # of every model: a bundle has one

@@ -25,7 +25,7 @@ from robust_export.errors import TrainingError
 TOLERANCE = 1e-4  # of the largest logit, by which a folded network may differ in the trial
 
 
-class Twin(nn.Module):
+class FoldedCopy(nn.Module):
     """A second network that computes what `model` does in eval mode; its weights never learn.
 
     Args:

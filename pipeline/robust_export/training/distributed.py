@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robust_export.errors import RobustExportError, TrainingError
-from robust_export.utils.sharded_rng import SharedGenerator, set_apart
+from robust_export.utils.sharded_rng import ShardedGenerator, set_apart
 from robust_export.utils.work_items import join, launched
 
 T = TypeVar("T")
@@ -54,11 +54,11 @@ class Processes:
         """Whether it is this process that writes."""
         return self.rank == 0
 
-    def generator(self) -> SharedGenerator:
+    def generator(self) -> ShardedGenerator:
         """Return a generator that draws for whole batches and keeps this process's part."""
-        return SharedGenerator(self.rank, self.world)
+        return ShardedGenerator(self.rank, self.world)
 
-    def by_first(self, compute: Callable[[], T]) -> T:
+    def rank_zero_broadcast(self, compute: Callable[[], T]) -> T:
         """Return on every process what the first one computes; raise on all what it raises."""
         if not self.several:
             return compute()

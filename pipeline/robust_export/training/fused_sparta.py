@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_export.errors import InvalidValue
-from robust_export.kernels import HOW, KERNEL_SIZES, ort_library, why_no_library
+from robust_export.kernels.libraries import ort_library, why_no_library
+from robust_export.kernels.paths import HOW, KERNEL_SIZES
 from robust_export.nn.sparta import sparta, sparta_modules
 
 

@@ -12,18 +12,17 @@ from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from robust_export.attacks.pgd import pgd, single_step
-from robust_export.data import Images
-from robust_export.data.datasets import chunks, fetch
+from robust_export.data.datasets import Images, chunks, fetch
 from robust_export.recipe.schema import Recipe
 from robust_export.training.awp import perturbed
-from robust_export.training.bn_folding import Scaled, Twin
+from robust_export.training.bn_folding import FoldedCopy, Scaled
 from robust_export.training.distributed import Processes, running_statistics
 from robust_export.training.health import Watched
 from robust_export.training.malloc import keep_freed_memory
 from robust_export.training.methods import Objective, find_method
 from robust_export.training.model_setup import prepared
 from robust_export.training.optim import make_optimizer
-from robust_export.utils.sharded_rng import SharedGenerator
+from robust_export.utils.sharded_rng import ShardedGenerator
 
 EVAL_BATCH = 256  # val images at a time
 
@@ -50,13 +49,13 @@ class Learner:
         self.twin = self._make_twin()
         self.epochs_done = 0
 
-    def _make_twin(self) -> Twin | None:
+    def _make_twin(self) -> FoldedCopy | None:
         """Return the network that attacks run on where it is not the one that learns."""
         settings = self.recipe.train
         if not (settings.fold_norms or settings.compile):
             return None
         example = self._to_device(self.val_images.batch([0, 1])[0])
-        return Twin(self.model, example, fold=settings.fold_norms, compiled=settings.compile)
+        return FoldedCopy(self.model, example, fold=settings.fold_norms, compiled=settings.compile)
 
     @contextmanager
     def _attacked(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -73,7 +72,7 @@ class Learner:
 
     def _step(self, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         """Attack the batch in eval mode, then descend on what the attack found in train mode."""
-        weight = generator.weight if isinstance(generator, SharedGenerator) else 1.0
+        weight = generator.weight if isinstance(generator, ShardedGenerator) else 1.0
         with self._attacked(self.model) as seen:
             objective = self.method(seen, pixels, labels, generator)
         self.model.train()
@@ -145,7 +144,7 @@ class Learner:
         right = [counted * self._right(self.model, images, labels) for images in (one, many)]
         return Watched(*(number / count for number in self.processes.total(*right)))
 
-    def _generator(self, seed: int) -> SharedGenerator:
+    def _generator(self, seed: int) -> ShardedGenerator:
         generator = self.processes.generator()
         generator.manual_seed(seed)
         return generator

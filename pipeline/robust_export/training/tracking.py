@@ -39,7 +39,7 @@ class Tracking:
         self.recipe, self.folder = recipe, folder
         self.tracker: Tracker | None = None
         if recipe.train.tracker != "none":
-            processes.by_first(self._begin)
+            processes.rank_zero_broadcast(self._begin)
 
     def _begin(self) -> None:
         recipe = self.recipe

@@ -14,7 +14,9 @@ from safetensors.torch import save
 from torch import Generator, Tensor
 
 from robust_export.bundle import Bundle
-from robust_export.data import Batch, Feed, augment, cutmix, load_extra, load_splits, randaugment
+from robust_export.data.augment import augment, cutmix, randaugment
+from robust_export.data.datasets import Batch, load_splits
+from robust_export.data.feed import Feed, load_extra
 from robust_export.errors import TrainingError, TrainingStopped
 from robust_export.nn.models import build_model
 from robust_export.nn.sparta import sparta_modules
@@ -31,7 +33,7 @@ from robust_export.training.progress import Epoch, Position, Sums, restore_rng, 
 from robust_export.training.step import Learner
 from robust_export.training.tracking import Tracking
 from robust_export.utils.files import write_atomically, write_json
-from robust_export.utils.sharded_rng import SharedGenerator
+from robust_export.utils.sharded_rng import ShardedGenerator
 from robust_export.utils.stop import Stop
 
 OnEpoch = Callable[[Epoch, int], None]  # an epoch, and how many there will be
@@ -69,7 +71,7 @@ class Run(Learner):
 
     def start(self) -> None:
         """Take up the last checkpoint, or save the first."""
-        found = self.processes.by_first(self._find)
+        found = self.processes.rank_zero_broadcast(self._find)
         if found:
             self._load(*found)
         else:
@@ -153,7 +155,7 @@ class Run(Learner):
         self.whole = data.randaugment > 0 or data.cutmix > 0
         return self.feed.epoch(seed, skip, None if self.whole else self.processes.generator())
 
-    def _prepare(self, batch: Batch, generator: SharedGenerator) -> Batch:
+    def _prepare(self, batch: Batch, generator: ShardedGenerator) -> Batch:
         """Return this process's part on the device, augmented; with CutMix its labels are probabilities."""
         data, (pixels, labels) = self.recipe.data, batch
         with generator.undivided() if self.whole else nullcontext():
@@ -220,7 +222,7 @@ class Run(Learner):
     # --- what is kept on disk ---
 
     def _save(self) -> None:
-        self.processes.by_first(self._write)
+        self.processes.rank_zero_broadcast(self._write)
         self.saved_at = self._where()
 
     def _write(self) -> None:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 LEAST = 2  # images of a process: batch norm has no variance of one
 
 
-class SharedGenerator(Generator):
+class ShardedGenerator(Generator):
     """A generator on the CPU of which every process has an equal one.
 
     `drawn` draws by it for a whole batch and keeps this process's part: images rank, rank + world, ... Where
@@ -21,13 +21,13 @@ class SharedGenerator(Generator):
         count: how many images the whole batch has.
     """
 
-    def __new__(cls, *_: int) -> SharedGenerator:
+    def __new__(cls, *_: int) -> ShardedGenerator:
         return super().__new__(cls)
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world, self.count = rank, world, 0
 
-    def of(self, count: int) -> SharedGenerator:
+    def of(self, count: int) -> ShardedGenerator:
         """Return itself, for a batch of so many images."""
         self.count = count
         return self
@@ -68,10 +68,10 @@ def drawn(
     Args:
         sample: torch.rand, torch.randn or the like.
         shape: of this process's part.
-        generator: a `SharedGenerator` draws for the whole batch.
+        generator: a `ShardedGenerator` draws for the whole batch.
         dim: the one of images.
     """
-    if not isinstance(generator, SharedGenerator):
+    if not isinstance(generator, ShardedGenerator):
         return sample(shape, generator=generator)
     whole = sample((*shape[:dim], generator.count, *shape[dim + 1 :]), generator=generator)
     return whole[(*(slice(None),) * dim, generator.mine)]

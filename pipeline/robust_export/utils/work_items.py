@@ -31,7 +31,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 """What a unit results in: arrays by name."""
 
 
-class Units:
+class WorkItems:
     """Runs units, keeps their results in `folder` (None keeps nothing), and shares them among processes.
 
     Attributes:

@@ -10,13 +10,13 @@ from typing import Any
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, reason
-from robust_export.kernels import ort_library
+from robust_export.kernels.libraries import ort_library
 from robust_export.recipe.schema import Verify
-from robust_export.runtimes import is_url, open_file, open_url
 from robust_export.runtimes.classifier import Artifact
 from robust_export.runtimes.onnx_model import HALVES, precision_of, read_model
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.ort_gpu import PROVIDERS
+from robust_export.runtimes.registry import is_url, open_file, open_url
 from robust_export.runtimes.tensorrt.classifier import NoGPU
 from robust_export.utils.files import sha256
 from robust_export.verification.selection import AUTO, ENGINE
@@ -58,7 +58,7 @@ class Subject:
         return sha256(self.file) if self.file else None
 
     def given(self, *more: bytes) -> list[bytes] | None:
-        """Return all that decides how it answers, whatever it is called, and `more`, for `Units.run`.
+        """Return all that decides how it answers, whatever it is called, and `more`, for `WorkItems.run`.
 
         None for a server: what answers there after an interruption may be another model.
         """

@@ -14,7 +14,7 @@ from robust_export.attacks.pgd import pgd
 from robust_export.recipe.schema import Threat, Verify
 from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.pytorch import PyTorchClassifier
-from robust_export.utils.work_items import Arrays, Units
+from robust_export.utils.work_items import Arrays, WorkItems
 from robust_export.verification.artifacts import Subject
 from robust_export.verification.examples import Examples, Rows, Score, right
 from robust_export.verification.results import Points
@@ -37,7 +37,7 @@ class Trial:
     labels: Tensor  # [N]
     threat: Threat
     settings: Verify
-    units: Units
+    units: WorkItems
     say: Say
     on_noise: dict[int, Logits] = field(default_factory=dict)  # the source's, by batch, for all artifacts
 
@@ -60,7 +60,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class SourceEvidence:
+class ReferenceEvidence:
     """What attacking the source showed.
 
     Attributes:
@@ -90,7 +90,7 @@ class ArtifactEvidence:
     random: Points
 
 
-def attack_source(trial: Trial, examples: Examples, scored: Score) -> SourceEvidence:
+def attack_source(trial: Trial, examples: Examples, scored: Score) -> ReferenceEvidence:
     """Run AutoAttack, and PGD at several radii; add what they found to the examples.
 
     Args:
@@ -113,7 +113,7 @@ def attack_source(trial: Trial, examples: Examples, scored: Score) -> SourceEvid
     one_step = trial.pgd("one-step", threat, 1, random_start=False)
     everything = trial.pgd("everything", Threat(threat.norm, WHOLE[threat.norm]), CURVE_STEPS)
     answers = (source(one_step), scored.update().logits["pgd"], source(everything))
-    return SourceEvidence(attacked, *(float(right(logits, examples.labels).mean()) for logits in answers))
+    return ReferenceEvidence(attacked, *(float(right(logits, examples.labels).mean()) for logits in answers))
 
 
 def radii(threat: Threat) -> list[float]:

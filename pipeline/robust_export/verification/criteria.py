@@ -33,7 +33,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Gates:
+class Criteria:
     """The gates of one artifact: of its precision, in the units of its source.
 
     Attributes:
@@ -51,7 +51,7 @@ class Gates:
     margin: float
 
     @classmethod
-    def of(cls, settings: Verify, precision: str, scale: float, margin: float) -> Gates:
+    def of(cls, settings: Verify, precision: str, scale: float, margin: float) -> Criteria:
         """Return the gates that `settings` set for an artifact of a precision."""
         key: Precision = precision if precision in settings.max_gap else DEFAULT  # type: ignore[assignment]
         clean = settings.max_clean_drop
@@ -90,7 +90,7 @@ def judge(
     clean: Drop,
     robust: Drop,
     samples: int,
-    gates: Gates,
+    gates: Criteria,
     guards: Sequence[str] = (),
 ) -> Verdict:
     """Return "fail" if a gate is broken, "undecided" if too few images speak, else "pass".
@@ -123,7 +123,7 @@ def judge(
     return Verdict("undecided" if open_questions else "pass", open_questions)
 
 
-def _parity_reasons(name: str, p: Parity, gates: Gates) -> list[str]:
+def _parity_reasons(name: str, p: Parity, gates: Criteria) -> list[str]:
     if p.non_finite:
         return [f"{p.non_finite} logits are not finite on {name} inputs"]
     reasons = []
@@ -137,7 +137,7 @@ def _parity_reasons(name: str, p: Parity, gates: Gates) -> list[str]:
     return reasons
 
 
-def _search_reasons(searched: Searched, gates: Gates) -> list[str]:
+def _search_reasons(searched: Searched, gates: Criteria) -> list[str]:
     reasons = []
     if searched.max_abs > gates.max_gap:
         found = f"{searched.max_abs:.3g}" if searched.max_abs < HUGE else "infinity"
@@ -151,7 +151,7 @@ def _search_reasons(searched: Searched, gates: Gates) -> list[str]:
     return reasons
 
 
-def _allowed_gap(gates: Gates) -> str:
+def _allowed_gap(gates: Criteria) -> str:
     share = gates.max_gap / gates.scale if gates.scale else 0
     return f"at most {gates.max_gap:.3g} ({share:g} of the logit scale {gates.scale:.3g}) is allowed"
 

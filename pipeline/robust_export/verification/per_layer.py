@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from robust_export.nn.sparta import Sparta, sparta_modules
 from robust_export.runtimes.classifier import Artifact, Pixels
-from robust_export.runtimes.onnx_model import Planes
+from robust_export.runtimes.onnx_model import FeatureMaps
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.verification.parity import HUGE
-from robust_export.verification.results import SiteDrift
+from robust_export.verification.results import LayerError
 
 
-def drift(source: PyTorchClassifier, artifact: Artifact, pixels: Pixels) -> list[SiteDrift]:
+def drift(source: PyTorchClassifier, artifact: Artifact, pixels: Pixels) -> list[LayerError]:
     """Return, activation by activation, how far the artifact's planes are from the source's.
 
         drift = ||artifact - source|| / ||source||, L2 over all images and elements
@@ -28,17 +28,17 @@ def drift(source: PyTorchClassifier, artifact: Artifact, pixels: Pixels) -> list
     if show is None:
         return []
     names, ours = source_activations(source.module, torch.from_numpy(pixels).to(source.device))
-    theirs: list[Planes] = show(pixels)
+    theirs: list[FeatureMaps] = show(pixels)
     if [plane.shape for plane in ours] != [plane.shape for plane in theirs]:
         return []
-    return [SiteDrift(name, _distance(a, b)) for name, a, b in zip(names, ours, theirs, strict=True)]
+    return [LayerError(name, _distance(a, b)) for name, a, b in zip(names, ours, theirs, strict=True)]
 
 
-def source_activations(network: nn.Module, pixels: Tensor) -> tuple[list[str], list[Planes]]:
+def source_activations(network: nn.Module, pixels: Tensor) -> tuple[list[str], list[FeatureMaps]]:
     """Return name and output of every call of Sparta (of ReLU, in a network without) in one forward pass."""
     kind: type[nn.Module] = Sparta if sparta_modules(network) else nn.ReLU
     names: list[str] = []
-    planes: list[Planes] = []
+    planes: list[FeatureMaps] = []
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:  # noqa: ARG001

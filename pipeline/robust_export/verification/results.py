@@ -24,7 +24,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Guard:
+class SanityCheck:
     """A check against fooling ourselves, with what it saw.
 
     "fail" breaks the artifact's verdict; "warn" says that a figure may not mean what it seems to.
@@ -62,7 +62,7 @@ class WorstCase(Searched):
 
 
 @dataclass(frozen=True)
-class SiteDrift:
+class LayerError:
     """How far an activation's plane is from the source's, on clean images."""
 
     site: str
@@ -70,7 +70,7 @@ class SiteDrift:
 
 
 @dataclass(frozen=True)
-class SourceReport:
+class ReferenceReport:
     """The PyTorch network's own accuracy, clean and under attack."""
 
     clean: Accuracy
@@ -80,7 +80,7 @@ class SourceReport:
     flags: list[str]  # AutoAttack's own warnings
     logit_scale: float  # median over clean images of the largest logit minus the smallest
     median_margin: float  # median over clean images of the top-2 margin
-    guards: list[Guard]
+    guards: list[SanityCheck]
     curve: list[CurvePoint]
 
 
@@ -103,9 +103,9 @@ class ArtifactReport:
     budgets: dict[str, Any]  # of the attacks on this artifact
     clean_drop: Drop
     robust_drop: Drop
-    guards: list[Guard]
+    guards: list[SanityCheck]
     curve: list[CurvePoint]
-    drift: list[SiteDrift]  # empty where the runtime shows nothing of its inside
+    drift: list[LayerError]  # empty where the runtime shows nothing of its inside
     latency: dict[str, float]  # median seconds of a call, by batch size
     verdict: Outcome
     reasons: list[str]
@@ -158,7 +158,7 @@ class Report:
     samples: int
     gates: dict[str, Any]
     labels: list[str]
-    source: SourceReport
+    source: ReferenceReport
     artifacts: list[ArtifactReport]
     provenance: dict[str, Any]
     command: str  # that repeats it

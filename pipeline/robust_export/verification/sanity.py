@@ -12,9 +12,9 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from robust_export.runtimes.classifier import Classifier, Logits, Pixels
-from robust_export.verification.criteria import Gates
+from robust_export.verification.criteria import Criteria
 from robust_export.verification.parity import HUGE, gaps
-from robust_export.verification.results import Guard
+from robust_export.verification.results import SanityCheck
 
 FEW = 16  # images of the checks that run an artifact image by image
 BLACK_BOX = 0.01  # share of the images that a black box may break alone before it is remarkable
@@ -25,7 +25,7 @@ CLOSER = 0.1  # a remedy explains a gap if it leaves at most so much of it
 
 def masking(
     accuracy: Mapping[str, float], one_step: float, many_steps: float, everything: float, flags: Sequence[str]
-) -> list[Guard]:
+) -> list[SanityCheck]:
     """Return the checks of the source for masked gradients (Athalye et al., arXiv 1802.00420, section 3).
 
     Args:
@@ -51,19 +51,19 @@ def masking(
     ]  # fmt: skip
 
 
-def black_box(accuracy: Mapping[str, float]) -> Guard:
+def black_box(accuracy: Mapping[str, float]) -> SanityCheck:
     """Return whether Square broke what transfer and BPDA could not break on an artifact."""
     return _black_box("transfer and BPDA", accuracy)
 
 
-def finite(logits: Sequence[Logits]) -> Guard:
+def finite(logits: Sequence[Logits]) -> SanityCheck:
     """Return whether every logit that the artifact ever gave is finite."""
     bad = sum(int((~np.isfinite(part)).sum()) for part in logits)
     total = sum(part.size for part in logits)
     return _row("logits are finite", bad == 0, "fail", f"{bad:,} of {total:,} logits are NaN or infinite")
 
 
-def repeatable(artifact: Classifier, images: Pixels, gates: Gates) -> list[Guard]:
+def repeatable(artifact: Classifier, images: Pixels, gates: Criteria) -> list[SanityCheck]:
     """Return whether an image's logits depend on anything but the image.
 
     Args:
@@ -82,14 +82,14 @@ def repeatable(artifact: Classifier, images: Pixels, gates: Gates) -> list[Guard
     ]
 
 
-def extremes(source: Classifier, artifact: Classifier, images: Pixels, gates: Gates) -> Guard:
+def extremes(source: Classifier, artifact: Classifier, images: Pixels, gates: Criteria) -> SanityCheck:
     """Return whether source and artifact agree on pixels of exactly 0 and exactly 1."""
     ends = [np.zeros_like(images[:1]), np.ones_like(images[:1]), np.round(images)]
     inputs = np.concatenate(ends)
     return _same("inputs of exactly 0 and 1", source(inputs), artifact(inputs), gates)
 
 
-def labels_in_order(source: Logits, artifact: Logits, names: Sequence[str]) -> Guard:
+def labels_in_order(source: Logits, artifact: Logits, names: Sequence[str]) -> SanityCheck:
     """Return whether the artifact's logits stand in the source's order, by which they agree best.
 
     The best order is the assignment of outputs to outputs with the smallest squared difference of logits,
@@ -109,17 +109,17 @@ def labels_in_order(source: Logits, artifact: Logits, names: Sequence[str]) -> G
         evidence = (
             f"decisions agree on {straight:.1%}, on {ordered:.1%} in another order: {', '.join(moved[:5])}"
         )
-        return Guard(name, "fail", evidence + (", ..." if len(moved) > 5 else ""))
-    return Guard(name, "ok", f"decisions agree on {straight:.1%}; no other order explains the rest")
+        return SanityCheck(name, "fail", evidence + (", ..." if len(moved) > 5 else ""))
+    return SanityCheck(name, "ok", f"decisions agree on {straight:.1%}; no other order explains the rest")
 
 
 def preprocessing(
     source: Classifier,
     artifact: Classifier,
     images: Pixels,
-    gates: Gates,
+    gates: Criteria,
     normalisation: Normalisation | None,
-) -> Guard:
+) -> SanityCheck:
     """Return whether the artifact sees the images as the source does, or as the source would see others.
 
     If the gap is too large, the source is asked about the images as usual mistakes would change them; the one
@@ -132,15 +132,15 @@ def preprocessing(
     theirs = artifact(images)
     gap = float(gaps(source(images), theirs).max())
     if gap <= gates.max_gap:
-        return Guard(name, "ok", f"source and artifact differ by {gap:.2g} on images as they are")
+        return SanityCheck(name, "ok", f"source and artifact differ by {gap:.2g} on images as they are")
     for mistake, change in _mistakes(images.shape[1], normalisation).items():
         explained = float(gaps(source(change(images)), theirs).max())
         if explained <= max(CLOSER * gap, gates.max_gap):
-            return Guard(
+            return SanityCheck(
                 name, "fail",
                 f"the gap is {gap:.2g}, but {explained:.2g} when the source sees {mistake}",
             )  # fmt: skip
-    return Guard(name, "ok", f"a gap of {gap:.2g} is explained by no usual mistake of preprocessing")
+    return SanityCheck(name, "ok", f"a gap of {gap:.2g} is explained by no usual mistake of preprocessing")
 
 
 def _mistakes(channels: int, normalisation: Normalisation | None) -> dict[str, Callable[[Pixels], Pixels]]:
@@ -164,11 +164,11 @@ def _mistakes(channels: int, normalisation: Normalisation | None) -> dict[str, C
     return found
 
 
-def _black_box(others: str, accuracy: Mapping[str, float]) -> Guard:
+def _black_box(others: str, accuracy: Mapping[str, float]) -> SanityCheck:
     name = "the black box is no better than the white box"
     before = [value for attack, value in accuracy.items() if attack != "square"]
     if "square" not in accuracy or not before:
-        return Guard(name, "ok", "not compared: Square or the attacks with gradients did not run")
+        return SanityCheck(name, "ok", "not compared: Square or the attacks with gradients did not run")
     alone = min(before) - accuracy["square"]
     return _row(
         name,
@@ -178,7 +178,7 @@ def _black_box(others: str, accuracy: Mapping[str, float]) -> Guard:
     )
 
 
-def _same(what: str, one: Logits, other: Logits, gates: Gates) -> Guard:
+def _same(what: str, one: Logits, other: Logits, gates: Criteria) -> SanityCheck:
     gap = float(gaps(np.nan_to_num(one), np.nan_to_num(other)).max(initial=0))  # `finite` sees to the rest
     changed = int((one.argmax(1) != other.argmax(1)).sum())
     shown = "infinity" if gap >= HUGE else f"{gap:.2g}"
@@ -188,5 +188,5 @@ def _same(what: str, one: Logits, other: Logits, gates: Gates) -> Guard:
     )
 
 
-def _row(name: str, holds: bool, otherwise: str, evidence: str) -> Guard:
-    return Guard(name, "ok" if holds else otherwise, evidence)  # type: ignore[arg-type]
+def _row(name: str, holds: bool, otherwise: str, evidence: str) -> SanityCheck:
+    return SanityCheck(name, "ok" if holds else otherwise, evidence)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError
-from robust_export.runtimes import is_url
+from robust_export.runtimes.registry import is_url
 from robust_export.runtimes.tensorrt.classifier import why_elsewhere
 
 AUTO = "auto"  # the runtime that fits a file

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from robust_export.bundle import Bundle
-from robust_export.data import Images, load_dataset
+from robust_export.data.datasets import Images, load_dataset
 from robust_export.errors import InvalidValue
-from robust_export.kernels import ort_library, why_no_library
+from robust_export.kernels.libraries import ort_library, why_no_library
 from robust_export.nn.models import load
 from robust_export.nn.sparta import sparta_modules
 from robust_export.recipe.schema import Threat, Verify
@@ -26,24 +26,24 @@ from robust_export.utils.device import find_device
 from robust_export.utils.files import to_json
 from robust_export.utils.provenance import machine, now, versions
 from robust_export.utils.timing import measure
-from robust_export.utils.work_items import Units
+from robust_export.utils.work_items import WorkItems
 from robust_export.verification import sanity as guards
 from robust_export.verification.artifacts import Subject, subjects
 from robust_export.verification.attack import (
     ArtifactEvidence,
-    SourceEvidence,
+    ReferenceEvidence,
     Trial,
     attack_artifact,
     attack_source,
     radii,
 )
-from robust_export.verification.criteria import NAMES, Correct, Gates, judge, measure_drop, stated
+from robust_export.verification.criteria import NAMES, Correct, Criteria, judge, measure_drop, stated
 from robust_export.verification.examples import Examples, Score
 from robust_export.verification.parity import logit_scale, margins, parity
 from robust_export.verification.per_layer import drift
-from robust_export.verification.report import render
 from robust_export.verification.report.figures import pictures
-from robust_export.verification.results import Accuracy, ArtifactReport, CurvePoint, Report, SourceReport
+from robust_export.verification.report.html import render
+from robust_export.verification.results import Accuracy, ArtifactReport, CurvePoint, ReferenceReport, Report
 from robust_export.verification.selection import AUTO, listed
 from robust_export.verification.statistics import wilson
 from robust_export.verification.worst_case import worst_case
@@ -110,7 +110,7 @@ def verify(
     count = min(settings.samples or len(images), len(images))
     pixels, labels = images.batch(range(count))
     source = PyTorchClassifier(network, find_device(device), settings.batch_size)
-    units = Units(_folder(opened, settings, threat, images, source) if write else None)
+    units = WorkItems(_folder(opened, settings, threat, images, source) if write else None)
     trial = Trial(source, pixels, labels, threat, settings, units, say)
 
     examples = Examples(pixels.numpy(), labels.numpy(), threat, settings.seed)
@@ -134,7 +134,7 @@ def verify(
 
 
 def _report(
-    bundle: Bundle, trial: Trial, source: Score, attacked: SourceEvidence,
+    bundle: Bundle, trial: Trial, source: Score, attacked: ReferenceEvidence,
     evidence: Sequence[ArtifactEvidence], images: Images, seconds: dict[str, float],
     not_run: dict[str, str], elsewhere: dict[str, str], command: str,
 ) -> Report:  # fmt: skip
@@ -152,7 +152,7 @@ def _report(
         samples=len(examples.labels),
         gates=stated(settings),
         labels=bundle.labels,
-        source=SourceReport(
+        source=ReferenceReport(
             clean=_accuracy(source.clean),
             robust=_accuracy(source.robust),
             attacks=found.accuracy,
@@ -185,7 +185,7 @@ def _judge(
 ) -> ArtifactReport:  # fmt: skip
     subject, score, settings = evidence.subject, evidence.score.update(), trial.settings
     classifier = subject.classifier
-    gates = Gates.of(settings, classifier.precision, *_units_of(source))
+    gates = Criteria.of(settings, classifier.precision, *_units_of(source))
     ours = source.compared()
     compared = {kind: parity(ours[kind], theirs) for kind, theirs in score.compared().items()}
     worst = worst_case(evidence.seen, evidence.random, source.logits["clean"])

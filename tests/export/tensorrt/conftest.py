@@ -8,15 +8,15 @@ from shutil import copytree
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.bundle import FILES, Bundle
 from robust_export.export.bundle_onnx import export_bundle
 from robust_export.export.calibration import Calibration
-from robust_export.runtimes.tensorrt import Flavor, find
+from robust_export.runtimes.tensorrt.variants import Variant, find
 
 
 @pytest.fixture(scope="session")
-def rtx() -> Flavor:
+def rtx() -> Variant:
     """TensorRT for RTX; that it is installed and cannot be used is a failure."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
@@ -26,9 +26,9 @@ def rtx() -> Flavor:
 @pytest.fixture(scope="session")
 def plugin() -> Path:
     """The plugin library."""
-    found = native.trt_library()
+    found = kernels.trt_library()
     if found is None:
-        pytest.skip(native.why_no_trt_library())
+        pytest.skip(kernels.why_no_trt_library())
     return found
 
 

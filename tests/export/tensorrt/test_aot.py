@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.errors import ArtifactError, BuildError
 from robust_export.export.tensorrt import aot as quick
 from robust_export.kernels import nvrtc
 from robust_export.nn.sparta import sparta
-from robust_export.runtimes.tensorrt import Flavor
+from robust_export.runtimes.tensorrt.variants import Variant
 from tests.export.tensorrt.aot_double import DataType, Plugins, TensorDesc, TensorFormat
 from tests.kernels.compiling import kernels_on_cpu
 
@@ -41,7 +41,7 @@ class Log:
 
 
 @pytest.fixture
-def flavor(monkeypatch: pytest.MonkeyPatch) -> Flavor:
+def flavor(monkeypatch: pytest.MonkeyPatch) -> Variant:
     """A TensorRT whose plugin module is the double; a GPU of compute capability 8.9."""
     trt = SimpleNamespace(
         __name__="tensorrt", __version__="11.1", ILogger=SimpleNamespace(Severity=SimpleNamespace(ERROR=1))
@@ -57,7 +57,7 @@ def flavor(monkeypatch: pytest.MonkeyPatch) -> Flavor:
         quick.check_compiler()
     except ArtifactError as error:
         pytest.skip(str(error))
-    found = Flavor("tensorrt", trt, Log())
+    found = Variant("tensorrt", trt, Log())
     quick.register(found)
     trt.plugins = plugins.registered
     return found
@@ -67,11 +67,11 @@ def flavor(monkeypatch: pytest.MonkeyPatch) -> Flavor:
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Every kernel's source, compiled for the CPU, each started by run_<its name>."""
     folder = tmp_path_factory.mktemp("quick")
-    kernels = nvrtc.every_kernel()
+    every = nvrtc.every_kernel()
     (folder / "all.cpp").write_text(
-        '#include "cuda_on_cpu.h"\n' + nvrtc.program(kernels) + "".join(map(starter, kernels))
+        '#include "cuda_on_cpu.h"\n' + nvrtc.program(every) + "".join(map(starter, every))
     )
-    plugins = native.sources()
+    plugins = kernels.sources()
     includes = [f"-I{plugins / 'core'}", f"-I{plugins / 'tests'}"]
     command = kernels_on_cpu("-shared", "-fPIC", "-w", *includes)
     files = [str(folder / "all.cpp"), "-o", str(folder / "all.so")]
@@ -92,7 +92,7 @@ def starter(kernel: nvrtc.Kernel) -> str:
 
 
 def run(
-    flavor: Flavor, library: ctypes.CDLL, dtype: DataType, layout: TensorFormat, k: int, add: bool,
+    flavor: Variant, library: ctypes.CDLL, dtype: DataType, layout: TensorFormat, k: int, add: bool,
     shape: tuple[int, int, int, int], free_width: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, str]:  # fmt: skip
     """Return Sparta as the plugin computes it, as float64 has it, and the kernel's name."""
@@ -164,7 +164,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("dtype", DataType, ids=lambda d: d.name)
 @pytest.mark.parametrize("add", [False, True], ids=["plain", "add"])
-def test_planes(flavor: Flavor, library: ctypes.CDLL, dtype: DataType, add: bool) -> None:
+def test_planes(flavor: Variant, library: ctypes.CDLL, dtype: DataType, add: bool) -> None:
     used = set()
     for k in (1, 3, 5, 7):
         for shape in SHAPES:
@@ -183,7 +183,9 @@ def test_planes(flavor: Flavor, library: ctypes.CDLL, dtype: DataType, add: bool
 @pytest.mark.parametrize("dtype", [DataType.HALF, DataType.BF16], ids=lambda d: d.name)
 @pytest.mark.parametrize("add", [False, True], ids=["plain", "add"])
 @pytest.mark.parametrize("k", [1, 3])
-def test_channels_in_eights(flavor: Flavor, library: ctypes.CDLL, dtype: DataType, add: bool, k: int) -> None:
+def test_channels_in_eights(
+    flavor: Variant, library: ctypes.CDLL, dtype: DataType, add: bool, k: int
+) -> None:
     for shape in SHAPES:
         found, expected, name = run(flavor, library, dtype, TensorFormat.HWC8, k, add, shape)
         assert "channels8" in name
@@ -193,7 +195,7 @@ def test_channels_in_eights(flavor: Flavor, library: ctypes.CDLL, dtype: DataTyp
 
 @pytest.mark.parametrize("dtype", DataType, ids=lambda d: d.name)
 @pytest.mark.parametrize(("k", "add"), [(1, False), (3, True), (5, False), (7, True)])
-def test_which_formats(flavor: Flavor, dtype: DataType, k: int, add: bool) -> None:
+def test_which_formats(flavor: Variant, dtype: DataType, k: int, add: bool) -> None:
     plane, weight, bias = (TensorDesc(s, dtype) for s in ((-1, 8, 4, 4), (8, 1, k, k), (8,)))
     plugin = flavor.trt.plugins["sparta::SpartaAdd" if add else "sparta::Sparta"]
     inputs = [*[plane] * (1 + add), weight, bias]
@@ -209,12 +211,12 @@ def test_which_formats(flavor: Flavor, dtype: DataType, k: int, add: bool) -> No
 
 
 def test_geometry_is_that_of_the_headers() -> None:
-    header = (native.sources() / "core" / "cuda_geometry.h").read_text()
+    header = (kernels.sources() / "core" / "cuda_geometry.h").read_text()
     for name, value in (("block_threads", quick.BLOCK), ("strip", quick.STRIP)):
         assert f"constexpr int {name} = {value};" in header
 
 
-def test_an_error_in_a_callback_is_logged_for_our_own(flavor: Flavor) -> None:
+def test_an_error_in_a_callback_is_logged_for_our_own(flavor: Variant) -> None:
     log: Any = flavor.logger
     x, weight, bias = (TensorDesc(s, DataType.FLOAT) for s in ((-1, 8, 4, 4), (8, 1, 9, 9), (8,)))
     with pytest.raises(ArtifactError):
@@ -222,26 +224,26 @@ def test_an_error_in_a_callback_is_logged_for_our_own(flavor: Flavor) -> None:
     assert log.lines == ["Sparta's plugin: Sparta's weight is of 9 columns; expected 1, 3, 5 or 7"]
 
 
-def test_registered_once(flavor: Flavor) -> None:
+def test_registered_once(flavor: Variant) -> None:
     quick.register(flavor)  # the double refuses a second time
 
 
 # --- what cannot be ---
 
 
-def test_rtx_has_no_plugins_ahead_of_time(rtx: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rtx_has_no_plugins_ahead_of_time(rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "check_compiler", lambda: None)
     with pytest.raises(ArtifactError, match=r"TensorRT for RTX .* ahead of time; TensorRT 10\.8"):
         quick.register(rtx)
 
 
-def test_an_old_driver(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_driver(flavor: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "driver_version", lambda: (11, 4))
     with pytest.raises(ArtifactError, match=r"NVRTC is of CUDA \d+\.\d+ .* takes CUDA 11\.4 at most"):
         quick.register(flavor)
 
 
-def test_no_compiler(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(flavor: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> tuple[int, int]:
         raise BuildError("NVRTC is not installed: pip install cuda-bindings nvidia-cuda-nvrtc")
 

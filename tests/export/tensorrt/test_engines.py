@@ -11,12 +11,12 @@ import pytest
 
 from robust_export.bundle import FILES
 from robust_export.errors import ArtifactError, InvalidValue, UnknownName
-from robust_export.export.tensorrt import Batch, Options, build_engine, read
-from robust_export.export.tensorrt.builder import Refusal, check_options
-from robust_export.export.tensorrt.engines import build, dotted, parse, targets
+from robust_export.export.tensorrt.builder import Batch, Options, Refusal, check_options
+from robust_export.export.tensorrt.engines import build, build_engine, dotted, parse, targets
+from robust_export.export.tensorrt.graph import read
 from robust_export.export.tensorrt.inspect import Layer, check_engine, check_network
 from robust_export.export.tensorrt.monitor import Monitor
-from robust_export.runtimes.tensorrt import Flavor
+from robust_export.runtimes.tensorrt.variants import Variant
 
 KNOWN = [(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)]
 TURING_LACKS = {"fp32": "FP32 GEMM is not supported", "bf16": "b16", "int8": "FP32 GEMM is not supported"}
@@ -25,7 +25,7 @@ TURING_LACKS = {"fp32": "FP32 GEMM is not supported", "bf16": "b16", "int8": "FP
 @pytest.mark.parametrize("kind", ["library", "none"])
 @pytest.mark.parametrize("precision", FILES)
 def test_engines_for_every_compute_capability(
-    precisions: Path, rtx: Flavor, plugin: Path, precision: str, kind: str
+    precisions: Path, rtx: Variant, plugin: Path, precision: str, kind: str
 ) -> None:
     parsed = parse(read(precisions / FILES[precision], kind), precision, rtx)
     nodes = len(parsed.graph.sparta)
@@ -44,7 +44,7 @@ def test_engines_for_every_compute_capability(
 
 
 def test_the_body_needs_no_plugin_library(
-    trained: Path, rtx: Flavor, monkeypatch: pytest.MonkeyPatch
+    trained: Path, rtx: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "")
     with pytest.raises(ArtifactError, match=r"ROBUST_EXPORT_TRT_LIBRARY is set to nothing\n.*--plugin none"):
@@ -54,7 +54,7 @@ def test_the_body_needs_no_plugin_library(
     assert not engine.inspected
 
 
-def test_fused_additions_are_plugin_layers(trained: Path, rtx: Flavor, plugin: Path) -> None:
+def test_fused_additions_are_plugin_layers(trained: Path, rtx: Variant, plugin: Path) -> None:
     plain, fused = (parse(read(trained / "model.onnx", fuse_add=f), "fp32", rtx) for f in (False, True))
     assert fused.plugin_layers == plain.plugin_layers
     assert len(fused.layers) < len(plain.layers)
@@ -62,7 +62,7 @@ def test_fused_additions_are_plugin_layers(trained: Path, rtx: Flavor, plugin: P
     assert engine.plan
 
 
-def test_which_compute_capabilities(rtx: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_compute_capabilities(rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     module = "robust_export.export.tensorrt.engines"
     monkeypatch.setattr(f"{module}.gpu", lambda: None)
     assert set(targets(rtx)) == set(rtx.capabilities)
@@ -85,7 +85,7 @@ def test_an_engine_for_no_gpu_in_particular(trained: Path, monkeypatch: pytest.M
         build_engine(trained / "model.onnx", "fp32", flavor="rtx", plugin="none")
 
 
-def test_what_is_refused_is_an_error_where_it_was_asked_for(trained: Path, rtx: Flavor) -> None:
+def test_what_is_refused_is_an_error_where_it_was_asked_for(trained: Path, rtx: Variant) -> None:
     parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
     with pytest.raises(Refusal, match=r"compute capability 7\.5: .* FP32 GEMM is not supported"):
         list(build(parsed, [(7, 5)], refused=lambda *_: None))
@@ -106,7 +106,7 @@ def test_batches_that_are_none(sizes: tuple[int, int, int]) -> None:
         Batch(*sizes)
 
 
-def test_options_that_are_none(rtx: Flavor, tmp_path: Path) -> None:
+def test_options_that_are_none(rtx: Variant, tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match="workspace is 0 GiB"):
         Options(workspace=0)
     with pytest.raises(UnknownName, match="hardware compatibility 'ampere'"):
@@ -140,7 +140,7 @@ class Spy:
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_options_reach_tensorrt(trained: Path, rtx: Flavor, tf32: bool) -> None:
+def test_options_reach_tensorrt(trained: Path, rtx: Variant, tf32: bool) -> None:
     parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
     spy = Spy(parsed.network.builder)
     parsed.network.builder = spy
@@ -159,7 +159,7 @@ def test_options_reach_tensorrt(trained: Path, rtx: Flavor, tf32: bool) -> None:
 # --- progress ---
 
 
-def test_phases_are_told_and_a_failure_there_is_raised(trained: Path, rtx: Flavor) -> None:
+def test_phases_are_told_and_a_failure_there_is_raised(trained: Path, rtx: Variant) -> None:
     parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
     phases: list[str] = []
     [_] = build(parsed, [(8, 9)], monitor=Monitor(phases.append))
@@ -181,7 +181,7 @@ def layers(kinds: str, precision: str = "fp32") -> list[Layer]:
     return [Layer(f"{kind}{i}", names[kind], precision, ()) for i, kind in enumerate(kinds)]
 
 
-def test_what_is_not_as_asked_is_refused(trained: Path, rtx: Flavor) -> None:
+def test_what_is_not_as_asked_is_refused(trained: Path, rtx: Variant) -> None:
     graph = replace(read(trained / "model.onnx"), sparta=("p0", "p1"), products=2)
     assert check_network(layers("ppcc"), graph, "fp32", rtx) == 2
     with pytest.raises(ArtifactError, match="made 1 plugin layers of the 2 Sparta nodes"):
@@ -198,7 +198,7 @@ def test_what_is_not_as_asked_is_refused(trained: Path, rtx: Flavor) -> None:
         check_network(layers("ppcc"), body, "fp32", rtx)
 
 
-def test_a_file_of_another_precision_is_refused(precisions: Path, rtx: Flavor, plugin: Path) -> None:
+def test_a_file_of_another_precision_is_refused(precisions: Path, rtx: Variant, plugin: Path) -> None:
     for precision, asked in (("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "int8")):
         with pytest.raises(ArtifactError, match=f"in {precision} for .*; expected .* in {asked}"):
             parse(read(precisions / FILES[precision]), asked, rtx)

@@ -13,8 +13,7 @@ from onnx import helper
 
 from robust_export.errors import ArtifactError, UnknownName
 from robust_export.export.function_body import sparta_function
-from robust_export.export.tensorrt import read
-from robust_export.export.tensorrt.graph import fold_integer_biases, fuse_additions
+from robust_export.export.tensorrt.graph import fold_integer_biases, fuse_additions, read
 from robust_export.runtimes.onnx_model import sparta_nodes
 
 

@@ -19,9 +19,9 @@ import pytest
 from onnx import numpy_helper
 
 from robust_export.errors import ArtifactError
-from robust_export.export.tensorrt import read
 from robust_export.export.tensorrt.engines import parse
-from robust_export.runtimes.tensorrt import Flavor
+from robust_export.export.tensorrt.graph import read
+from robust_export.runtimes.tensorrt.variants import Variant
 
 REFUSALS = """
 import json, sys
@@ -70,7 +70,7 @@ def spoil(model: onnx.ModelProto, how: str) -> None:
 
 @pytest.fixture(scope="module")
 def said(
-    trained: Path, rtx: Flavor, plugin: Path, tmp_path_factory: pytest.TempPathFactory
+    trained: Path, rtx: Variant, plugin: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """What we say of each spoilt file."""
     folder = tmp_path_factory.mktemp("spoilt")
@@ -93,7 +93,7 @@ def test_what_tensorrt_refuses_is_our_error(said: dict[str, str], how: str) -> N
         assert said[how].startswith(("ArtifactError: ", "Refusal: "))
 
 
-def test_a_tensorrt_that_does_not_start_says_why(trained: Path, rtx: Flavor) -> None:
+def test_a_tensorrt_that_does_not_start_says_why(trained: Path, rtx: Variant) -> None:
     def builder(logger: Any) -> None:
         logger.log(rtx.trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from robust_export import kernels as native
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError
-from robust_export.runtimes import open_file
-from robust_export.runtimes.tensorrt import Flavor
+from robust_export.runtimes.registry import open_file
 from robust_export.runtimes.tensorrt import classifier as tensorrt
 from robust_export.runtimes.tensorrt import cuda as cuda_module
 from robust_export.runtimes.tensorrt.classifier import SHAPES, NoGPU, TensorRTClassifier
+from robust_export.runtimes.tensorrt.variants import Variant
 from tests.runtimes.gpu_double import Cuda, Engine
 from tests.runtimes.gpu_double import tensorrt as stand_in
 
@@ -59,7 +58,7 @@ class Machine:
 def machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
     cuda = Cuda()
     engine = Engine(cuda, bundle.file("model.onnx"), (2, 5))
-    flavor = Flavor("tensorrt", stand_in(engine), Log())
+    flavor = Variant("tensorrt", stand_in(engine), Log())
     monkeypatch.setattr(tensorrt, "find", lambda name: flavor)
     monkeypatch.setattr(tensorrt, "gpu", lambda: (8, 9))
     bundle.write({"model.sm89.engine": b"a plan"}, "engine", **FACTS)
@@ -225,10 +224,10 @@ def test_a_machine_without_a_gpu(machine: Machine, monkeypatch: pytest.MonkeyPat
 def test_the_plugin_library_is_loaded_or_missed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.bundle.write({"model.sm89.engine": b"a plan"}, "engine", **FACTS | {"plugin": "library"})
     loaded: list[Path] = []
-    monkeypatch.setattr(native, "trt_library", lambda: Path("libsparta_trt.so"))
+    monkeypatch.setattr(tensorrt, "trt_library", lambda: Path("libsparta_trt.so"))
     monkeypatch.setattr(tensorrt, "load_plugins", lambda flavor, path: loaded.append(path))
     assert machine.open().kernel_file == loaded[0] == Path("libsparta_trt.so")
-    monkeypatch.setattr(native, "trt_library", lambda: None)
+    monkeypatch.setattr(tensorrt, "trt_library", lambda: None)
     with pytest.raises(ArtifactError, match="runs Sparta by the plugin library: "):
         machine.open()
 
@@ -250,7 +249,7 @@ def test_files_that_are_no_engines_of_a_bundle(machine: Machine, tmp_path: Path)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_on_a_gpu(bundle: Bundle, plugin: str, precision: str) -> None:
     from robust_export.export.bundle_onnx import export_bundle
-    from robust_export.export.tensorrt import export_engine
+    from robust_export.export.tensorrt.bundle_engines import export_engine
     from robust_export.nn.models import load
 
     export_bundle(bundle, precision=precision)

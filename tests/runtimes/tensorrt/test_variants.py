@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from robust_export import kernels as native
+from robust_export import kernels
 from robust_export.errors import ArtifactError, UnknownName
-from robust_export.runtimes import tensorrt as flavors
-from robust_export.runtimes.tensorrt import rtx_wheel
-from robust_export.runtimes.tensorrt import variants as finding
+from robust_export.runtimes.tensorrt import rtx_wheel, variants
+from robust_export.runtimes.tensorrt.gpu_info import gpu
 from robust_export.runtimes.tensorrt.logger import summary
+from robust_export.runtimes.tensorrt.variants import find
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
@@ -42,9 +42,9 @@ except RobustExportError as error:
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    found = native.trt_library()
+    found = kernels.trt_library()
     if found is None:
-        pytest.skip(native.why_no_trt_library())
+        pytest.skip(kernels.why_no_trt_library())
     return found
 
 
@@ -103,12 +103,12 @@ def test_a_link_that_the_loader_finds_is_enough(trained: Path, library: Path, tm
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownName, match="did you mean 'rtx'"):
-        flavors.find("rtxx")
+        find("rtxx")
     monkeypatch.setattr(rtx_wheel, "spec", lambda module: None)
     with pytest.raises(ArtifactError, match=r"pip install 'robust-export\[tensorrt\]' or .*\[rtx\]"):
-        flavors.find()
+        find()
     with pytest.raises(ArtifactError, match=r"\(tensorrt_rtx cannot be imported\): .*\[rtx\]"):
-        flavors.find("rtx")
+        find("rtx")
 
 
 @pytest.mark.parametrize(
@@ -124,19 +124,19 @@ def test_a_tensorrt_that_is_of_no_use(
     (tmp_path / "tensorrt.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    finding._import.cache_clear()
+    variants._import.cache_clear()
     try:
         with pytest.raises(ArtifactError, match=message):
-            flavors.find("auto")  # it goes before that for RTX
+            find("auto")  # it goes before that for RTX
     finally:
         sys.modules.pop("tensorrt", None)
-        finding._import.cache_clear()
+        variants._import.cache_clear()
 
 
 @needs_rtx
 def test_what_rtx_knows() -> None:
-    found = flavors.find("rtx")
-    assert found is flavors.find("rtx")
+    found = find("rtx")
+    assert found is find("rtx")
     assert found.title.startswith("TensorRT for RTX 1.")
     assert {(7, 5), (8, 9), (12, 0)} <= set(found.capabilities)
     assert found.capabilities[12, 0] == found.trt.ComputeCapability.SM120
@@ -165,7 +165,7 @@ def test_of_many_errors_those_that_matter(errors: list[str], expected: str) -> N
 
 @needs_rtx
 def test_the_logger_keeps_errors_until_they_are_taken() -> None:
-    found = flavors.find("rtx")
+    found = find("rtx")
     severity = found.trt.ILogger.Severity
     found.logger.take()
     found.logger.log(severity.WARNING, "a warning")
@@ -206,7 +206,7 @@ def test_a_library_is_loaded_once_a_process(library: Path, tmp_path: Path) -> No
 def test_a_library_of_no_use_is_refused_and_a_good_one_is_taken_then(library: Path, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.so"
     garbage.write_bytes(b"no library")
-    plain = Path(next(p for p in native.cache().rglob("libsparta_ort.so")))
+    plain = Path(next(p for p in kernels.cache().rglob("libsparta_ort.so")))
     said = run(LOAD, garbage, tmp_path / "missing.so", plain, library).splitlines()
     assert "garbage.so is no usable plugin library" in said[0]
     assert "missing.so is no usable plugin library" in said[1]
@@ -245,10 +245,10 @@ def test_the_gpu_that_is_there(
     bindings = SimpleNamespace(runtime=Runtime(status))
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(bindings=bindings))
-    assert flavors.gpu() == expected
+    assert gpu() == expected
 
 
 def test_without_bindings_nobody_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(ArtifactError, match="pip install cuda-bindings"):
-        flavors.gpu()
+        gpu()

@@ -14,7 +14,9 @@ from google.protobuf import text_format
 
 from robust_export.bundle import Bundle
 from robust_export.errors import BundleError, InvalidValue, RobustExportError
-from robust_export.serving.triton import TritonSettings, Written, choose, write_repository
+from robust_export.serving.triton.artifact_choice import choose
+from robust_export.serving.triton.repository import Written, write_repository
+from robust_export.serving.triton.settings import TritonSettings
 from robust_export.serving.triton.text_format import to_text
 from tests.serving.bundles import LABELS, PLANE, expected, images
 from tests.serving.triton.bundles import LIBRARY, PLAN, with_engines

@@ -11,7 +11,7 @@ import pytest
 
 from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
-from robust_export.data import load_dataset
+from robust_export.data.datasets import load_dataset
 from robust_export.errors import BundleError, InvalidValue
 from robust_export.recipe.schema import Threat
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier

@@ -10,8 +10,16 @@ from html.parser import HTMLParser
 import numpy as np
 
 from robust_export.recipe.schema import Threat
-from robust_export.verification.report import render
-from robust_export.verification.results import Guard, Pictures, Points, Report, Searched, WorstCase, title
+from robust_export.verification.report.html import render
+from robust_export.verification.results import (
+    Pictures,
+    Points,
+    Report,
+    SanityCheck,
+    Searched,
+    WorstCase,
+    title,
+)
 from tests.verification import reports
 
 VOID = {"meta", "img", "br"}
@@ -100,7 +108,7 @@ CASES: dict[str, Callable[[], Report]] = {
 
 def hostile() -> Report:
     item = reports.artifact(file=HOSTILE, reasons=[HOSTILE], notes=[HOSTILE], verdict="fail")
-    item = replace(item, guards=[Guard(HOSTILE, "warn", HOSTILE)], latency={HOSTILE: 1.0})
+    item = replace(item, guards=[SanityCheck(HOSTILE, "warn", HOSTILE)], latency={HOSTILE: 1.0})
     item = replace(item, drift=[replace(item.drift[1], site=HOSTILE)])
     return reports.report(
         [item], model=HOSTILE, labels=[HOSTILE] * 10, command=HOSTILE, provenance={HOSTILE: {"a": HOSTILE}},

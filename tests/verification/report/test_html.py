@@ -11,9 +11,9 @@ from itertools import pairwise
 import matplotlib as mpl
 import pytest
 
-from robust_export.verification.report import render
 from robust_export.verification.report.entries import hidden
-from robust_export.verification.results import Guard, Searched, WorstCase, title
+from robust_export.verification.report.html import render
+from robust_export.verification.results import SanityCheck, Searched, WorstCase, title
 from tests.verification import reports
 from tests.verification.report.pages import CASES, HOSTILE, Page, of
 
@@ -118,7 +118,15 @@ def test_warnings_stand_above_the_table_of_guards_and_in_the_verdict() -> None:
     assert guards.index("WARN") < guards.index("outcome")
     assert "2 checks against fooling ourselves" in text.split("Samples")[0]
     everything = reports.report(
-        [reports.artifact(guards=[Guard("z", "warn", "w"), Guard("a", "fail", "f"), Guard("b", "ok", "o")])]
+        [
+            reports.artifact(
+                guards=[
+                    SanityCheck("z", "warn", "w"),
+                    SanityCheck("a", "fail", "f"),
+                    SanityCheck("b", "ok", "o"),
+                ]
+            )
+        ]
     )
     rows = re.findall(r"<b class=\"(\w+)\">\w+</b></td>", render(everything).split("All guards")[1])
     assert rows == ["warn", "ok", "ok", "ok"] + ["fail", "warn"] + ["ok"] * 5

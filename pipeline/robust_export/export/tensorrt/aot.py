@@ -18,7 +18,8 @@ from robust_export.errors import ArtifactError, BuildError
 from robust_export.export.tensorrt.graph import NAMESPACES
 from robust_export.kernels.nvrtc import TYPES, WIDEST, Kernel, compile_kernels, driver_version, nvrtc_version
 from robust_export.nn.operator import OPERATOR
-from robust_export.runtimes.tensorrt import Flavor, gpu
+from robust_export.runtimes.tensorrt.gpu_info import gpu
+from robust_export.runtimes.tensorrt.variants import Variant
 
 BLOCK, STRIP = 128, 2  # block_threads and strip of plugins/core/cuda_geometry.h
 INPUTS = {
@@ -31,7 +32,7 @@ NAMES = {"FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16"}  # of types, in a comb
 _registered: set[str] = set()
 
 
-def register(flavor: Flavor) -> None:
+def register(flavor: Variant) -> None:
     """Register the quick plugins Sparta and SpartaAdd, once a process.
 
     Raises:
@@ -72,7 +73,7 @@ def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def _define(module: Any, plugin_id: str, inputs: Sequence[str], flavor: Flavor) -> None:
+def _define(module: Any, plugin_id: str, inputs: Sequence[str], flavor: Variant) -> None:
     """Give TensorRT the three functions of a plugin: what it returns, which formats it takes, its kernel."""
     place = inputs.index("weight")
 

@@ -12,7 +12,7 @@ from typing import Any
 from robust_export.errors import ArtifactError, InvalidValue, reason, unknown
 from robust_export.export.tensorrt.graph import Graph
 from robust_export.export.tensorrt.monitor import Monitor
-from robust_export.runtimes.tensorrt import Flavor
+from robust_export.runtimes.tensorrt.variants import Variant
 from robust_export.utils.files import write_atomically
 
 HARDWARE = ("ampere_plus", "same_compute_capability")
@@ -70,7 +70,7 @@ class Refusal(ArtifactError):
     """TensorRT builds no engine of a network for a compute capability, though it knows both."""
 
 
-def check_options(flavor: Flavor, options: Options) -> None:
+def check_options(flavor: Variant, options: Options) -> None:
     """Raise ArtifactError for an option that a flavor has not."""
     level = (options.hardware_compatible or "none").upper()
     missing = None
@@ -95,7 +95,7 @@ class Network:
         ArtifactError: if TensorRT cannot start or refuses the graph, with its reason.
     """
 
-    def __init__(self, flavor: Flavor, graph: Graph) -> None:
+    def __init__(self, flavor: Variant, graph: Graph) -> None:
         trt = flavor.trt
         self.flavor, self.graph = flavor, graph
         flavor.logger.take()

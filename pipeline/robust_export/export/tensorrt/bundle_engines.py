@@ -11,7 +11,7 @@ from robust_export.export.tensorrt.builder import Options
 from robust_export.export.tensorrt.engines import Capability, Engine, Parsed, Refused, build, describe, parse
 from robust_export.export.tensorrt.graph import Graph, read
 from robust_export.export.tensorrt.monitor import Monitor
-from robust_export.runtimes.tensorrt import find
+from robust_export.runtimes.tensorrt.variants import find
 
 KINDS = {"library": (), "aot": ("aot",), "none": ("body",)}  # what a file's name says of the plugin
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robust_export import kernels as native
 from robust_export.errors import ArtifactError, InvalidValue
 from robust_export.export.tensorrt import aot as quick
 from robust_export.export.tensorrt.builder import Network, Options, Refusal, check_options
@@ -20,7 +19,10 @@ from robust_export.export.tensorrt.inspect import (
     network_layers,
 )
 from robust_export.export.tensorrt.monitor import Monitor
-from robust_export.runtimes.tensorrt import Flavor, find, gpu, load_plugins
+from robust_export.kernels.libraries import trt_library, why_no_trt_library
+from robust_export.runtimes.tensorrt.gpu_info import gpu
+from robust_export.runtimes.tensorrt.plugins import load_plugins
+from robust_export.runtimes.tensorrt.variants import Variant, find
 from robust_export.utils.files import sha256
 
 Capability = tuple[int, int]
@@ -54,7 +56,7 @@ class Parsed:
     layers: list[Layer]
     plugin_layers: int
     plugin_file: Path | None = None
-    flavor: Flavor = field(init=False)
+    flavor: Variant = field(init=False)
     graph: Graph = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +73,7 @@ class Parsed:
         }  # fmt: skip
 
 
-def parse(graph: Graph, precision: str, flavor: Flavor) -> Parsed:
+def parse(graph: Graph, precision: str, flavor: Variant) -> Parsed:
     """Return the network of a graph, proved; the plugins that the graph needs are registered.
 
     Raises:
@@ -79,10 +81,10 @@ def parse(graph: Graph, precision: str, flavor: Flavor) -> Parsed:
     """
     library = None
     if graph.plugin == "library" and graph.sparta:
-        library = native.trt_library()
+        library = trt_library()
         if library is None:
             raise ArtifactError(
-                f"{native.why_no_trt_library()}\nWithout it: --plugin none builds the function's body."
+                f"{why_no_trt_library()}\nWithout it: --plugin none builds the function's body."
             )
         load_plugins(flavor, library)
     elif graph.plugin == "aot" and graph.sparta:
@@ -101,7 +103,7 @@ def describe(parsed: Parsed, engine: Engine, options: Options) -> dict[str, Any]
     }  # fmt: skip
 
 
-def targets(flavor: Flavor, asked: Sequence[Capability] = ()) -> dict[Capability, Any | None]:
+def targets(flavor: Variant, asked: Sequence[Capability] = ()) -> dict[Capability, Any | None]:
     """Return the compute capabilities to build for, and what chooses each.
 
     TensorRT builds for the GPU that is there. TensorRT for RTX builds for those that are asked for; otherwise

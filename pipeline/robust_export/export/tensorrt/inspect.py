@@ -10,7 +10,8 @@ from typing import Any
 
 from robust_export.errors import ArtifactError
 from robust_export.export.tensorrt.graph import Graph
-from robust_export.runtimes.tensorrt import Flavor, count_plugins, deserialise, engine_layers
+from robust_export.runtimes.tensorrt.engine import count_plugins, deserialise, engine_layers
+from robust_export.runtimes.tensorrt.variants import Variant
 
 PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
@@ -78,7 +79,7 @@ def plugin_layers(layers: Sequence[Layer], graph: Graph) -> int:
     return sum(layer.kind == "PLUGIN_V3" and layer.name in names for layer in layers)
 
 
-def check_network(layers: Sequence[Layer], graph: Graph, precision: str, flavor: Flavor) -> int:
+def check_network(layers: Sequence[Layer], graph: Graph, precision: str, flavor: Variant) -> int:
     """Return the number of plugin layers of a network that is what was asked for.
 
     Raises:
@@ -110,7 +111,7 @@ def _counted(precisions: Counter[str]) -> str:
     return ", ".join(f"{count} in {name}" for name, count in sorted(precisions.items())) or "none"
 
 
-def inspect_engine(flavor: Flavor, plan: bytes) -> list[dict[str, Any]] | None:
+def inspect_engine(flavor: Variant, plan: bytes) -> list[dict[str, Any]] | None:
     """Return the layers of an engine as TensorRT's inspector tells them; it needs the GPU it was built for.
 
     Raises:

@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from robust_export import kernels as native
 from robust_export.bundle import MANIFEST, Bundle
 from robust_export.errors import ArtifactError
+from robust_export.kernels.libraries import trt_library, why_no_trt_library
 from robust_export.runtimes.classifier import Logits, Pixels
-from robust_export.runtimes.tensorrt import count_plugins, deserialise, engine_layers, find, gpu, load_plugins
 from robust_export.runtimes.tensorrt.cuda import Cuda
+from robust_export.runtimes.tensorrt.engine import count_plugins, deserialise, engine_layers
+from robust_export.runtimes.tensorrt.gpu_info import gpu
+from robust_export.runtimes.tensorrt.plugins import load_plugins
+from robust_export.runtimes.tensorrt.variants import find
 
 SHAPES = 8  # sizes of batches that are kept ready, each with a graph and an execution context of its own
 
@@ -230,8 +233,8 @@ def why_elsewhere(facts: Mapping[str, Any]) -> str:
 
 
 def _load_library(flavor: Any, path: Path) -> Path:
-    library = native.trt_library()
+    library = trt_library()
     if library is None:
-        raise ArtifactError(f"{path} runs Sparta by the plugin library: {native.why_no_trt_library()}")
+        raise ArtifactError(f"{path} runs Sparta by the plugin library: {why_no_trt_library()}")
     load_plugins(flavor, library)
     return library

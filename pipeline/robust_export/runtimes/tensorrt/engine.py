@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from robust_export.errors import ArtifactError
-from robust_export.runtimes.tensorrt.variants import Flavor
+from robust_export.runtimes.tensorrt.variants import Variant
 
 
-def deserialise(flavor: Flavor, plan: bytes, what: str, *, version_compatible: bool = False) -> Any:
+def deserialise(flavor: Variant, plan: bytes, what: str, *, version_compatible: bool = False) -> Any:
     """Return the trt.ICudaEngine of a plan.
 
     Args:
@@ -34,7 +34,7 @@ def deserialise(flavor: Flavor, plan: bytes, what: str, *, version_compatible: b
     return engine
 
 
-def engine_layers(flavor: Flavor, engine: Any) -> list[dict[str, Any]] | None:
+def engine_layers(flavor: Variant, engine: Any) -> list[dict[str, Any]] | None:
     """Return the layers of an engine as TensorRT's inspector tells them; None if it does not."""
     text = engine.create_engine_inspector().get_engine_information(flavor.trt.LayerInformationFormat.JSON)
     try:

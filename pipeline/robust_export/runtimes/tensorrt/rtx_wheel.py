@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from robust_export import kernels as native
 from robust_export.errors import ArtifactError
+from robust_export.kernels.paths import cache
 
 RTX_LIBRARY = "libtensorrt_rtx.so"  # the name that the parser asks for
 RTX_PARSER = "libtensorrt_onnxparser_rtx.so.1"
@@ -41,7 +41,7 @@ def open_parser() -> None:
     library = wheel / f"{RTX_LIBRARY}.1"
     if (wheel / RTX_LIBRARY).exists() or not library.is_file() or not (wheel / RTX_PARSER).is_file():
         return
-    folder = native.cache() / f"tensorrt_rtx-{hashlib.sha256(str(wheel).encode()).hexdigest()[:12]}"
+    folder = cache() / f"tensorrt_rtx-{hashlib.sha256(str(wheel).encode()).hexdigest()[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, target in ((RTX_LIBRARY, library), (RTX_PARSER, wheel / RTX_PARSER)):
@@ -83,6 +83,6 @@ def check_parser() -> None:
         raise ArtifactError(
             f"TensorRT for RTX's ONNX parser looks for {RTX_LIBRARY}, which is not in {folder}: a plugin "
             "would end this process. Either tensorrt_rtx was imported before robust-export could mend it "
-            f"(call robust_export.runtimes.tensorrt.find first), or {native.cache()} cannot be written (set "
+            f"(call robust_export.runtimes.tensorrt.find first), or {cache()} cannot be written (set "
             f"ROBUST_EXPORT_CACHE); or make a link by hand: ln -s {RTX_LIBRARY}.1 {folder / RTX_LIBRARY}"
         ) from None

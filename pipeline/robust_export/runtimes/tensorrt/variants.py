@@ -13,12 +13,12 @@ from robust_export.runtimes.tensorrt.logger import make_logger
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 INSTALL = {"tensorrt": "pip install 'robust-export[tensorrt]'", "rtx": "pip install 'robust-export[rtx]'"}
-FLAVORS = ("auto", *MODULES)
+VARIANTS = ("auto", *MODULES)
 OLDEST = 10  # major version of TensorRT
 
 
 @dataclass(frozen=True)
-class Flavor:
+class Variant:
     """An imported TensorRT.
 
     Attributes:
@@ -58,15 +58,15 @@ class Flavor:
         return self.logger.take() or "it gave no reason"
 
 
-def find(flavor: str = "auto") -> Flavor:
+def find(flavor: str = "auto") -> Variant:
     """Return the TensorRT that is asked for; "auto" is `tensorrt` where it is installed, else that for RTX.
 
     Raises:
         UnknownName: for another flavor.
         ArtifactError: if it is not installed, or cannot be used safely.
     """
-    if flavor not in FLAVORS:
-        raise unknown("flavor of TensorRT", flavor, FLAVORS)
+    if flavor not in VARIANTS:
+        raise unknown("flavor of TensorRT", flavor, VARIANTS)
     wanted = list(MODULES) if flavor == "auto" else [flavor]
     for name in wanted:
         if rtx_wheel.spec(MODULES[name]):
@@ -78,7 +78,7 @@ def find(flavor: str = "auto") -> Flavor:
 
 
 @functools.cache
-def _import(name: str) -> Flavor:
+def _import(name: str) -> Variant:
     if name == "rtx":
         rtx_wheel.open_parser()
     try:
@@ -95,4 +95,4 @@ def _import(name: str) -> Flavor:
             f"tensorrt is of version {trt.__version__}; expected {OLDEST} or later, which has strongly typed "
             f"networks and IPluginV3: {INSTALL[name]}"
         )
-    return Flavor(name, trt, make_logger(trt))
+    return Variant(name, trt, make_logger(trt))

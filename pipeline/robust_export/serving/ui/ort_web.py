@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_export.errors import BuildError, reason
-from robust_export.kernels import cache
+from robust_export.kernels.paths import cache
 from robust_export.utils.files import write_atomically
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from robust_export.recipe.schema import Verify
-from robust_export.verification.criteria import NAMES, Gates
+from robust_export.verification.criteria import NAMES, Criteria
 from robust_export.verification.parity import HUGE
 from robust_export.verification.report.wording import number, points
-from robust_export.verification.results import ArtifactReport, Guard, Report, WorstCase, title
+from robust_export.verification.results import ArtifactReport, Report, SanityCheck, WorstCase, title
 
 SEVERITY = ("fail", "warn", "ok")
 COLOURS = 6  # --c0 to --c5 of style.css
@@ -23,7 +23,7 @@ class Entry:
     colour: int  # of COLOURS
     title: str
     item: ArtifactReport
-    gates: Gates  # in logits, for its precision
+    gates: Criteria  # in logits, for its precision
 
     @property
     def max_gap(self) -> float:
@@ -38,7 +38,7 @@ def entries(report: Report) -> list[Entry]:
     return [
         Entry(
             _letter(i), i % COLOURS, title(item), item,
-            Gates.of(settings, item.precision, source.logit_scale, source.median_margin),
+            Criteria.of(settings, item.precision, source.logit_scale, source.median_margin),
         )
         for i, item in enumerate(report.artifacts)
     ]  # fmt: skip
@@ -102,14 +102,14 @@ def _count(some: int, of: int) -> str:
     return "all" if some == of else f"{some}"
 
 
-def severe_first(guards: list[Guard]) -> list[Guard]:
+def severe_first(guards: list[SanityCheck]) -> list[SanityCheck]:
     """Return checks with those that did not come out clean on top."""
     return sorted(guards, key=lambda guard: SEVERITY.index(guard.outcome))
 
 
-def warnings(report: Report, shown: list[Entry]) -> list[tuple[Entry | None, Guard]]:
+def warnings(report: Report, shown: list[Entry]) -> list[tuple[Entry | None, SanityCheck]]:
     """Return every check that did not come out clean, and whose it is (None: the source's), worst first."""
-    found: list[tuple[Entry | None, Guard]] = [(None, guard) for guard in report.source.guards]
+    found: list[tuple[Entry | None, SanityCheck]] = [(None, guard) for guard in report.source.guards]
     found += [(entry, guard) for entry in shown for guard in entry.item.guards]
     bad = [(entry, guard) for entry, guard in found if guard.outcome != "ok"]
     return sorted(bad, key=lambda row: SEVERITY.index(row[1].outcome))
