@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from tests.serving.triton.bundles import with_engines
-from tests.serving.triton.message import read
+from tests.serving.triton.triton_message import read
 
 RTX = {"flavor": "rtx"}
 
@@ -114,9 +114,9 @@ def test_an_altered_bundle_is_refused(tmp_path: Path) -> None:
 def test_what_the_tensorrt_command_builds_without_a_gpu_is_refused(bundle: Bundle) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
-    from robust_export.export.tensorrt.bundle_engines import export_engine
+    from robust_export.export.tensorrt.bundle_engines import export_engines
 
-    export_engine(bundle, flavor="rtx", plugin="none", capabilities=[(8, 9)])
+    export_engines(bundle, flavor="rtx", plugin="none", capabilities=[(8, 9)])
     result = run(bundle)
     assert result.exit_code == 1
     assert "model.body.sm89.rtx.engine is an engine of TensorRT for RTX" in result.stderr

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 
 from robust_export.serving.metrics import Metrics
+from robust_export.serving.model_loading import load_models
 from robust_export.serving.rest import application
-from robust_export.serving.served_models import load_models
 from robust_export.serving.service import Service
 from robust_export.serving.settings import Settings
 

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.serving import asking
-from tests.serving.asking import LENGTH
+from tests.serving import request_bodies
 from tests.serving.bundles import PLANE
+from tests.serving.request_bodies import LENGTH
 from tests.serving.servers import App, Reply
-from tests.serving.test_refusals import INFER, ONE, asked, binary, error, healthy, image, photo
+from tests.serving.test_invalid_requests import INFER, ONE, asked, binary, error, healthy, image, photo
 
 MANY = settings(
     max_examples=150,
@@ -61,7 +61,7 @@ requests = st.fixed_dictionaries(
 def judged(reply: Reply, pixels: Any = None) -> None:
     """See that a reply is a right answer or a V2 error with a 4xx."""
     if reply.status == 200:
-        found = asking.read(reply.content, reply.headers)
+        found = request_bodies.read(reply.content, reply.headers)
         assert all(len(output) for output in found.values())
     else:
         assert 400 <= reply.status < 500, reply.content
@@ -88,7 +88,7 @@ def test_fuzzed_requests_with_bytes(app: App, request: dict[str, Any], tail: byt
 @given(data=st.data())
 def test_fuzzed_bytes(app: App, data: st.DataObject) -> None:
     """A valid request with a few bytes of it changed, cut out, or put in."""
-    body, headers = data.draw(st.sampled_from([asking.as_bytes(ONE), (asked(), {}), binary()]))
+    body, headers = data.draw(st.sampled_from([request_bodies.as_bytes(ONE), (asked(), {}), binary()]))
     found = bytearray(body)
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(found)))

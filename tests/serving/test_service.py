@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from robust_export.serving.served_models import Model
+from robust_export.serving.model_loading import Model
 from robust_export.serving.tensors import Given, Query, Wanted
 from tests.serving.bundles import PLANE, Array, images
 from tests.serving.servers import LONG, App

@@ -60,10 +60,10 @@ def _operation(summary: str, schema: dict[str, Any], kind: str = "application/js
 def _infer(served: Served) -> dict[str, Any]:
     """Return the operation; its schema has one image, since JSON Schema cannot multiply."""
     model = served.model
-    size = math.prod(model.plane)
+    size = math.prod(model.input_shape)
     pixel = {"type": "number", "minimum": 0, "maximum": 1}
     tensor = _object(
-        name={"const": PIXELS}, datatype={"const": "FP32"}, shape={"const": [1, *model.plane]},
+        name={"const": PIXELS}, datatype={"const": "FP32"}, shape={"const": [1, *model.input_shape]},
         data={"type": "array", "items": pixel, "minItems": size, "maxItems": size},
     )  # fmt: skip
     output = _object(name={"enum": ["logits", "probabilities", "labels"]})

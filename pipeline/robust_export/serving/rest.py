@@ -14,11 +14,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from robust_export.runtimes.open_inference import LENGTH
-from robust_export.serving.body import read_request, write_answer
+from robust_export.runtimes.open_inference import HEADER_LENGTH
 from robust_export.serving.logs import request_id
 from robust_export.serving.openapi import openapi
-from robust_export.serving.refusal import Refused
+from robust_export.serving.request_error import Refused
+from robust_export.serving.rest_body import read_request, write_answer
 from robust_export.serving.service import VERSION, Served, Service, log
 from robust_export.serving.ui.page import server_page
 
@@ -51,7 +51,7 @@ def _routes(service: Service) -> list[Route]:
             raise Refused(415, "the body has a Content-Encoding; expected none")
         with service.holding() as count:
             body = await _body(request, count, service.settings.body_bytes)
-            query = read_request(body, request.headers.get(LENGTH))
+            query = read_request(body, request.headers.get(HEADER_LENGTH))
             del body
             request.scope["facts"]["inputs"] = [str(tensor) for tensor in query.inputs]
             outputs = await model.infer(query)

@@ -13,12 +13,11 @@ import grpc.aio
 import uvicorn
 
 from robust_export.errors import InvalidValue, reason
-from robust_export.serving import rpc
-from robust_export.serving.connection import connections
+from robust_export.serving.connection_limits import connections
 from robust_export.serving.logs import set_up
 from robust_export.serving.metrics import Metrics
+from robust_export.serving.model_loading import Model, load_models
 from robust_export.serving.rest import application
-from robust_export.serving.served_models import Model, load_models
 from robust_export.serving.service import Service, log
 from robust_export.serving.settings import OnReady, Settings
 from robust_export.serving.sockets import allow_files, shown

@@ -16,13 +16,13 @@ import numpy as np
 
 from robust_export.errors import reason
 from robust_export.runtimes.classifier import Logits, Pixels
-from robust_export.runtimes.open_inference import BINARY, LABELS, clip
+from robust_export.runtimes.open_inference import BINARY_EXTENSION, LABELS_PARAMETER, one_line
 from robust_export.serving.batching import Batcher
-from robust_export.serving.body import Output
 from robust_export.serving.logs import LOGGER
 from robust_export.serving.metrics import Metrics
-from robust_export.serving.refusal import Refused
-from robust_export.serving.served_models import PLATFORMS, Model
+from robust_export.serving.model_loading import PLATFORMS, Model
+from robust_export.serving.request_error import Refused
+from robust_export.serving.rest_body import Output
 from robust_export.serving.settings import Settings
 from robust_export.serving.tensors import IMAGE, PIXELS, Query, decode, read_images, read_pixels, the_input
 from robust_export.utils.version import __version__
@@ -47,7 +47,11 @@ class Service:
         """Return a model; names are looked up among those that were loaded, and nowhere else."""
         model = self.models.get(name)
         if model is None or version not in ("", VERSION):
-            what = f"no version {clip(version[:50])} of {name}" if model else f"no model {clip(name[:100])}"
+            what = (
+                f"no version {one_line(version[:50])} of {name}"
+                if model
+                else f"no model {one_line(name[:100])}"
+            )
             raise Refused(404, f"there is {what} here")
         return model
 
@@ -83,7 +87,7 @@ class Service:
 
     def metadata(self) -> dict[str, Any]:
         """Return what V2 says of a server."""
-        return {"name": "robust-export", "version": __version__, "extensions": [BINARY]}
+        return {"name": "robust-export", "version": __version__, "extensions": [BINARY_EXTENSION]}
 
     async def close(self) -> None:
         """End the threads of all models."""
@@ -134,10 +138,10 @@ class Served:
             return await self._batcher(pixels)
         except Exception as error:
             log.exception("inference failed", extra={"facts": {"model": self.model.name}})
-            raise Refused(500, f"the model failed: {clip(reason(error))}") from error
+            raise Refused(500, f"the model failed: {one_line(reason(error))}") from error
 
     async def _pixels(self, query: Query) -> Pixels:
-        tensor, plane, limit = the_input(query), self.model.plane, self.settings.body_bytes
+        tensor, plane, limit = the_input(query), self.model.input_shape, self.settings.body_bytes
         query.inputs.clear()
         if tensor.name == PIXELS:
             return read_pixels(tensor, plane, limit)
@@ -164,14 +168,14 @@ class Served:
             "name": model.name,
             "versions": [VERSION],
             "platform": PLATFORMS.get(model.runtime, model.runtime),
-            "inputs": [{"name": PIXELS, "datatype": "FP32", "shape": [-1, *model.plane]}],
+            "inputs": [{"name": PIXELS, "datatype": "FP32", "shape": [-1, *model.input_shape]}],
             "outputs": [
                 {"name": LOGITS, "datatype": "FP32", "shape": [-1, model.classes]},
                 {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, model.classes]},
                 {"name": TEXTS, "datatype": "BYTES", "shape": [-1]},
             ],
             "parameters": {
-                LABELS: json.dumps(model.labels), "robust_export.instead": json.dumps(image),
+                LABELS_PARAMETER: json.dumps(model.labels), "robust_export.instead": json.dumps(image),
                 "robust_export.examples": json.dumps(model.examples is not None),
             },
         }  # fmt: skip
@@ -193,7 +197,7 @@ def _check_outputs(query: Query) -> None:
     names = [wanted.name for wanted in query.outputs]
     known = (LOGITS, PROBABILITIES, TEXTS)
     if names != [""] and (len(set(names)) < len(names) or not set(names) <= set(known)):
-        found = clip(", ".join(name[:50] for name in names))
+        found = one_line(", ".join(name[:50] for name in names))
         raise Refused(
             400, f"the outputs asked for are {found}; expected some of {', '.join(known)}, each once"
         )

@@ -19,8 +19,8 @@ import numpy as np
 from robust_export.data.image_files import MAX_PIXELS, open_image, to_bytes
 from robust_export.errors import DataError, reason
 from robust_export.runtimes.classifier import Pixels
-from robust_export.runtimes.open_inference import clip
-from robust_export.serving.refusal import Refused
+from robust_export.runtimes.open_inference import one_line
+from robust_export.serving.request_error import Refused
 
 PIXELS, IMAGE = "pixels", "image"  # the names of the inputs, of which a request has one
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how PNG and JPEG files begin
@@ -38,7 +38,7 @@ class Given:
 
     def __str__(self) -> str:
         dims = ", ".join(map(str, self.shape[:8])) + (", ..." if len(self.shape) > 8 else "")
-        return clip(f"{self.name[:50]} {self.datatype[:20]} [{dims}]")
+        return one_line(f"{self.name[:50]} {self.datatype[:20]} [{dims}]")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def the_input(query: Query) -> Given:
     """Return the one input of a request."""
     names = [tensor.name for tensor in query.inputs]
     if len(names) != 1 or names[0] not in (PIXELS, IMAGE):
-        found = clip(", ".join(name[:50] for name in names[:8])) or "none"
+        found = one_line(", ".join(name[:50] for name in names[:8])) or "none"
         raise Refused(400, f"the inputs are {found}; expected one, either {PIXELS} or {IMAGE}")
     return query.inputs[0]
 
@@ -137,7 +137,7 @@ def decode(files: Sequence[bytes], plane: tuple[int, int, int]) -> Pixels:
             left -= image.width * image.height
             pixels[number] = to_bytes(image, size, channels)
         except DataError as error:
-            raise Refused(400, f"{IMAGE} {number}: {clip(reason(error))}") from error
+            raise Refused(400, f"{IMAGE} {number}: {one_line(reason(error))}") from error
     pixels /= 255
     return pixels
 

@@ -20,7 +20,7 @@ from robust_export.serving.triton.settings import TritonSettings
 from robust_export.serving.triton.text_format import to_text
 from tests.serving.bundles import LABELS, PLANE, expected, images
 from tests.serving.triton.bundles import LIBRARY, PLAN, with_engines
-from tests.serving.triton.message import message_type, read
+from tests.serving.triton.triton_message import message_type, read
 
 
 def write(bundle: Bundle, runtime: Any = "tensorrt", out: Path | None = None, **settings: Any) -> Written:

@@ -18,7 +18,7 @@ from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.serving.ui import make_examples as attack
 from robust_export.serving.ui.examples_file import held, quantise, read, restore
 from robust_export.serving.ui.make_examples import Wanted, make_examples
-from tests.serving.ui import files
+from tests.serving.ui import examples
 
 EPS = 0.1  # of the bundle
 
@@ -26,12 +26,12 @@ EPS = 0.1  # of the bundle
 def test_the_exported_file_decides_as_the_file_says(shown: Path, found: dict[str, Any]) -> None:
     classifier = OnnxRuntimeClassifier(shown / "model.onnx")
     for i, image in enumerate(found["images"]):
-        logits = classifier(files.inputs(found, i))
-        margins = files.margins(logits, image["label"])
-        np.testing.assert_allclose(margins, files.said(found, i, "margin"), atol=1e-3)
+        logits = classifier(examples.inputs(found, i))
+        margins = examples.margins(logits, image["label"])
+        np.testing.assert_allclose(margins, examples.said(found, i, "margin"), atol=1e-3)
         sure = np.abs(margins) > 1e-3
         np.testing.assert_array_equal(
-            logits.argmax(1)[sure], np.array(files.said(found, i, "decision"))[sure]
+            logits.argmax(1)[sure], np.array(examples.said(found, i, "decision"))[sure]
         )
         assert margins[0] > 0
 
@@ -41,7 +41,7 @@ def test_the_images_are_the_test_splits(found: dict[str, Any]) -> None:
     assert len(found["images"]) == 6
     for i, image in enumerate(found["images"]):
         pixels, label = split[image["index"]]
-        np.testing.assert_array_equal(files.inputs(found, i)[0], pixels.numpy())
+        np.testing.assert_array_equal(examples.inputs(found, i)[0], pixels.numpy())
         assert image["label"] == label
     assert len({image["label"] for image in found["images"]}) >= 3
 
@@ -50,17 +50,19 @@ def test_the_attacks_are_in_their_balls_and_grow_stronger(found: dict[str, Any])
     np.testing.assert_allclose(found["radii"], EPS * np.arange(1, 9) / 4)
     fell = 0
     for i in range(6):
-        planes = files.inputs(found, i).astype(np.float64)
+        planes = examples.inputs(found, i).astype(np.float64)
         reached = np.abs(planes[1:] - planes[0]).reshape(8, -1).max(axis=1)
         assert (reached <= np.array(found["radii"]) + 1e-7).all()
         assert planes.min() >= 0
         assert planes.max() <= 1
-        margins = files.said(found, i, "margin")
+        margins = examples.said(found, i, "margin")
         assert margins == sorted(margins, reverse=True)
         assert margins[1] < margins[0]
         fell += margins[-1] < 0
     assert fell >= 3  # at twice the eps of a network that was trained for 3 epochs
-    assert held(found) == [sum(files.said(found, i, "margin")[k] > 0 for i in range(6)) for k in range(1, 9)]
+    assert held(found) == [
+        sum(examples.said(found, i, "margin")[k] > 0 for i in range(6)) for k in range(1, 9)
+    ]
 
 
 def test_they_are_stronger_than_noise_of_the_same_size(shown: Path, found: dict[str, Any]) -> None:
@@ -68,8 +70,10 @@ def test_they_are_stronger_than_noise_of_the_same_size(shown: Path, found: dict[
     random = np.random.default_rng(0)
     for i, image in enumerate(found["images"]):
         noise = random.choice([-EPS, EPS], (50, *found["plane"]))
-        noisy = np.clip(files.clean(found, i) / 255 + noise, 0, 1).astype(np.float32)
-        assert files.said(found, i, "margin")[4] < files.margins(classifier(noisy), image["label"]).min()
+        noisy = np.clip(examples.clean(found, i) / 255 + noise, 0, 1).astype(np.float32)
+        assert (
+            examples.said(found, i, "margin")[4] < examples.margins(classifier(noisy), image["label"]).min()
+        )
 
 
 def test_a_weaker_attack_of_a_larger_ball_is_not_taken(
@@ -89,7 +93,7 @@ def test_a_weaker_attack_of_a_larger_ball_is_not_taken(
 def test_under_l2(bundle: Bundle) -> None:
     made = make_examples(bundle, Wanted(images=2, steps=5), Threat("L2", 0.5), device="cpu")
     for i in range(2):
-        planes = files.inputs(made, i).astype(np.float64)
+        planes = examples.inputs(made, i).astype(np.float64)
         lengths = np.linalg.norm((planes[1:] - planes[0]).reshape(8, -1), axis=1)
         assert (lengths <= np.array(made["radii"]) + 1e-6).all()
         assert lengths[0] > 0.05

@@ -14,7 +14,7 @@ import pytest
 
 from robust_export.runtimes.remote import KEY
 from tests.serving.servers import LONG, Server, start
-from tests.serving.ui import files
+from tests.serving.ui import examples
 from tests.serving.ui.browser import Tab, find_browser, tab
 
 
@@ -58,7 +58,7 @@ def ask(server: Server, file: Path, model: str = "tiny") -> dict[str, Any]:
 def test_a_dropped_image_is_decided_as_the_api_decides(
     page: Tab, server: Server, tmp_path: Path, seed: int
 ) -> None:
-    file = files.a_photo(tmp_path, seed=seed)
+    file = examples.a_photo(tmp_path, seed=seed)
     page.drop("#drop", file)
     truth = ask(server, file)
     logits = np.sort(truth["logits"])[::-1]
@@ -92,7 +92,7 @@ def test_the_slider_breaks_the_decision_where_the_file_says(page: Tab, found: di
         page.click(f"#thumbs button:nth-child({i + 1})")
         page.rests()
         right = found["labels"][found["images"][i]["label"]]
-        decisions = [found["labels"][k] for k in files.said(found, i, "decision")]
+        decisions = [found["labels"][k] for k in examples.said(found, i, "decision")]
         seen = []
         for step, place in enumerate(drag(page, len(found["radii"]))):
             assert place == step
@@ -110,7 +110,7 @@ def test_the_model_is_given_what_the_file_says(page: Tab, found: dict[str, Any])
     list(drag(page, len(found["radii"])))
     rgba = page.js("[...document.getElementById('after').getContext('2d').getImageData(0, 0, 8, 8).data]")
     seen = np.array(rgba).reshape(8, 8, 4)[:, :, :3].transpose(2, 0, 1)
-    np.testing.assert_allclose(seen / 255, files.inputs(found, 1)[-1], atol=0.51 / 255)
+    np.testing.assert_allclose(seen / 255, examples.inputs(found, 1)[-1], atol=0.51 / 255)
 
 
 def test_another_model(page: Tab, server: Server, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_another_model(page: Tab, server: Server, tmp_path: Path) -> None:
     page.rests()
     assert "robust-export page --model net" in page.text("without").replace("\n", " ")
     assert page.js("document.getElementById('samples').hidden")
-    file = files.a_photo(tmp_path, mode="RGBA")
+    file = examples.a_photo(tmp_path, mode="RGBA")
     page.drop("#drop", file)
     assert page.text("decision") == ask(server, file, "net")["labels"][0]
 
@@ -132,7 +132,7 @@ def test_what_is_no_image_is_said_and_the_next_one_is_read(page: Tab, server: Se
     page.drop("#drop", bad)
     assert page.js("document.body.dataset.state") == "error"
     assert "words.png is no image" in page.text("error")
-    file = files.a_photo(tmp_path)
+    file = examples.a_photo(tmp_path)
     page.drop("#drop", file)
     assert page.text("error") == ""
     assert page.text("decision") == ask(server, file)["labels"][0]

@@ -21,7 +21,7 @@ from robust_export.errors import BuildError, BundleError
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.serving.ui.ort_web import FILES, WebRuntime, find
 from robust_export.serving.ui.static_copy import write_copy
-from tests.serving.ui import files
+from tests.serving.ui import examples
 from tests.serving.ui.browser import Tab, find_browser, tab
 
 NOTHING = WebRuntime(dict.fromkeys(FILES, b""), "nothing")
@@ -80,7 +80,7 @@ def test_the_browsers_logits_are_onnx_runtimes(page: Tab, shown: Path, found: di
     classifier = OnnxRuntimeClassifier(shown / "model.onnx")
     page.click("#thumbs button:nth-child(1)")
     page.rests()
-    for place, truth in enumerate(classifier(files.inputs(found, 0))):
+    for place, truth in enumerate(classifier(examples.inputs(found, 0))):
         page.js(
             f"document.getElementById('eps').value = {place},"
             "document.getElementById('eps').dispatchEvent(new Event('input'))"
@@ -98,7 +98,7 @@ def test_the_browsers_logits_are_onnx_runtimes(page: Tab, shown: Path, found: di
 def test_a_dropped_image_becomes_the_pixels_that_pillow_makes(
     page: Tab, shown: Path, tmp_path: Path, size: tuple[int, int], mode: str
 ) -> None:
-    file = files.a_photo(tmp_path, size, mode)
+    file = examples.a_photo(tmp_path, size, mode)
     page.drop("#drop", file)
     rgba = page.js("[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 8, 8).data]")
     seen = np.array(rgba, np.uint8).reshape(8, 8, 4)[:, :, :3].transpose(2, 0, 1)

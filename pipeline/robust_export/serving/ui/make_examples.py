@@ -18,7 +18,7 @@ from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
 from robust_export.data.datasets import Images, load_dataset
 from robust_export.errors import DataError, InvalidValue
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.recipe.schema import MAX_EPS, STRICT, Count, Natural, Threat
 from robust_export.runtimes.classifier import Pixels
 from robust_export.serving.ui.examples_file import (

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "static"
 SCRIPTS = ("images.js", "models.js", "view.js", "page.js")  # in one scope, in this order
 META = '<meta http-equiv="Content-Security-Policy" content="{policy}">'
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from robust_export.serving.connection import connections
+from robust_export.serving.connection_limits import connections
 from tests.serving.servers import LONG
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"

@@ -10,7 +10,7 @@ import pytest
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError, InvalidValue
 from robust_export.runtimes.tensorrt import classifier as tensorrt
-from robust_export.serving.served_models import choose, load_models
+from robust_export.serving.model_loading import choose, load_models
 from robust_export.serving.settings import Settings
 from tests.serving.bundles import linear_bundle
 

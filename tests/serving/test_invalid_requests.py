@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from robust_export.serving import tensors
-from tests.serving import asking
-from tests.serving.asking import LENGTH
+from tests.serving import request_bodies
 from tests.serving.bundles import PLANE, expected, images
+from tests.serving.request_bodies import LENGTH
 from tests.serving.servers import App, Reply
 
 INFER = "/v2/models/net/infer"
@@ -35,14 +35,16 @@ def error(reply: Reply) -> str:
 
 def healthy(app: App) -> None:
     """See that the next request is answered, and right, and nothing of an earlier one is left."""
-    reply = app.ask("POST", INFER, *asking.as_bytes(ONE))
-    np.testing.assert_allclose(asking.read(reply.content, reply.headers)["logits"], expected(ONE), atol=1e-4)
+    reply = app.ask("POST", INFER, *request_bodies.as_bytes(ONE))
+    np.testing.assert_allclose(
+        request_bodies.read(reply.content, reply.headers)["logits"], expected(ONE), atol=1e-4
+    )
     assert app.service.held == 0
     assert app.service.models["net"].accepted == 0
 
 
 def asked(**changes: Any) -> bytes:
-    return json.dumps({"inputs": [asking.tensor(ONE, **changes)]}).encode()
+    return json.dumps({"inputs": [request_bodies.tensor(ONE, **changes)]}).encode()
 
 
 def image(content: bytes, **changes: Any) -> bytes:
@@ -79,7 +81,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "deep": (b"[" * 100_000, "no V2 request"),
     "no inputs": (b'{"inputs": []}', "the inputs are none"),
     "inputs of another kind": (b'{"inputs": {"pixels": 1}}', "inputs"),
-    "two inputs": (json.dumps({"inputs": [asking.tensor(ONE)] * 2}).encode(), "pixels, pixels"),
+    "two inputs": (json.dumps({"inputs": [request_bodies.tensor(ONE)] * 2}).encode(), "pixels, pixels"),
     "another input": (asked(name="../../etc/passwd"), "../../etc/passwd"),
     "another type": (asked(datatype="FP64"), "FP64"),
     "another plane": (asked(shape=[1, 8, 8, 3]), "[N, 3, 8, 8]"),
@@ -104,14 +106,14 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "NaN": (asked(data=[float("nan"), *FULL[1:]]), "not in [0, 1]"),
     "infinity": (asked(data=[float("inf"), *FULL[1:]]), "not in [0, 1]"),
     "beyond float64": (asked(data=[10**400, *FULL[1:]]), "not in [0, 1]"),
-    "another output": (asking.as_json(ONE, "features"), "features"),
-    "an output twice": (asking.as_json(ONE, "logits", "logits"), "each once"),
+    "another output": (request_bodies.as_json(ONE, "features"), "features"),
+    "an output twice": (request_bodies.as_json(ONE, "logits", "logits"), "each once"),
     "no name of an output": (b'{"inputs": [], "outputs": [{}]}', "outputs"),
     "binary_data of another kind": (
-        asking.as_json(ONE, outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]),
+        request_bodies.as_json(ONE, outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]),
         "binary_data is 1",
     ),
-    "a long id": (asking.as_json(ONE, id="x" * 1000), "id"),
+    "a long id": (request_bodies.as_json(ONE, id="x" * 1000), "id"),
     "no image": (image(b"hello"), "no PNG or JPEG"),
     "no base64": (image(b"", data=["*"]), "no base64"),
     "an image as a number": (image(b"", data=[1]), "no base64"),
@@ -137,7 +139,7 @@ def test_what_is_wrong_is_said(app: App, name: str) -> None:
 def binary(**changes: Any) -> tuple[bytes, dict[str, str]]:
     raw = changes.pop("raw", ONE.tobytes())
     length = changes.pop("length", None)
-    entry = asking.tensor(ONE, data=None, parameters={"binary_data_size": len(raw)}) | changes
+    entry = request_bodies.tensor(ONE, data=None, parameters={"binary_data_size": len(raw)}) | changes
     head = json.dumps({"inputs": [entry]}).encode()
     return head + raw, {LENGTH: str(len(head)) if length is None else length}
 
@@ -164,8 +166,8 @@ def binary(**changes: Any) -> tuple[bytes, dict[str, str]]:
         (binary(raw=np.full_like(ONE, np.inf).tobytes()), "not in [0, 1]"),
         (binary(name="image", datatype="BYTES", shape=[1], raw=b"\xff\xff\xff\xff"), "1 elements"),
         (binary(name="image", datatype="BYTES", shape=[1], raw=b"\x01"), "1 elements"),
-        (binary(name="image", datatype="BYTES", shape=[2], raw=asking.elements(b"1")), "1 elements"),
-        (binary(name="image", datatype="BYTES", shape=[1], raw=asking.elements(b"", b"")), "1 elements"),
+        (binary(name="image", datatype="BYTES", shape=[2], raw=request_bodies.elements(b"1")), "1 elements"),
+        (binary(name="image", datatype="BYTES", shape=[1], raw=request_bodies.elements(b"", b"")), "1 elements"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_bytes(app: App, body: tuple[bytes, dict[str, str]], words: str) -> None:

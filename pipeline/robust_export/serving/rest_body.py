@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from robust_export.errors import reason
 from robust_export.runtimes.classifier import Logits
-from robust_export.runtimes.open_inference import LENGTH, clip, parse
-from robust_export.serving.refusal import Refused
+from robust_export.runtimes.open_inference import HEADER_LENGTH, one_line, parse_json
+from robust_export.serving.request_error import Refused
 from robust_export.serving.tensors import Given, Query, Wanted, to_elements
 
 Parameters = dict[str, Any] | None
@@ -46,7 +46,7 @@ def read_request(body: bytes | bytearray, length: str | None) -> Query:
     """Return what the body of a request asks for.
 
     Args:
-        length: the header `LENGTH`, bytes of the JSON that binary tensors follow; None where it is all JSON.
+        length: the header `HEADER_LENGTH`, bytes of the JSON that binary tensors follow; None where it is all JSON.
 
     Raises:
         Refused: if the body is no request, or not what it says.
@@ -54,13 +54,13 @@ def read_request(body: bytes | bytearray, length: str | None) -> Query:
     split = len(body)
     if length is not None:
         if not (length.isascii() and length.isdecimal() and len(length) < 20 and int(length) <= len(body)):
-            raise Refused(400, f"{LENGTH} is {clip(length[:20])}; the body has {len(body)} bytes")
+            raise Refused(400, f"{HEADER_LENGTH} is {one_line(length[:20])}; the body has {len(body)} bytes")
         split = int(length)
     try:
-        request = parse(_Request, bytes(memoryview(body)[:split]))
+        request = parse_json(_Request, bytes(memoryview(body)[:split]))
         request.id.encode()
     except ValueError as error:
-        raise Refused(400, f"the body is no V2 request: {clip(reason(error))}") from error
+        raise Refused(400, f"the body is no V2 request: {one_line(reason(error))}") from error
     inputs = _inputs(request.inputs, memoryview(body)[split:])
     binary = _flag(request.parameters, "binary_data_output", False)
     outputs = [Wanted(out.name, _flag(out.parameters, "binary_data", binary)) for out in request.outputs]
@@ -78,7 +78,9 @@ def _inputs(tensors: Sequence[_Input], tail: memoryview) -> list[Given]:
             tensor.name, tensor.datatype, tensor.shape, raw=tail[: size if type(size) is int else 0]
         )
         if type(size) is not int or not 0 <= size <= len(tail):
-            raise Refused(400, f"binary_data_size of {given} is {clip(str(size)[:20])}, of {len(tail)} bytes")
+            raise Refused(
+                400, f"binary_data_size of {given} is {one_line(str(size)[:20])}, of {len(tail)} bytes"
+            )
         if tensor.data is not None:
             raise Refused(400, f"{given} has both data and binary_data_size")
         found.append(given)
@@ -91,7 +93,7 @@ def _inputs(tensors: Sequence[_Input], tail: memoryview) -> list[Given]:
 def _flag(parameters: Parameters, name: str, default: bool) -> bool:
     value = (parameters or {}).get(name, default)
     if not isinstance(value, bool):
-        raise Refused(400, f"{name} is {clip(str(value)[:20])}; expected true or false")
+        raise Refused(400, f"{name} is {one_line(str(value)[:20])}; expected true or false")
     return value
 
 
@@ -142,5 +144,5 @@ def write_answer(
     head = pydantic_core.to_json(answer, inf_nan_mode="null")
     if not tail:
         return head, {"Content-Type": "application/json"}
-    headers = {"Content-Type": "application/octet-stream", LENGTH: str(len(head))}
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
     return b"".join([head, *tail]), headers

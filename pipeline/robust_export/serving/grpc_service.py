@@ -14,10 +14,10 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from robust_export.errors import InvalidValue, RobustExportError, reason
-from robust_export.serving.body import Output
 from robust_export.serving.logs import request_id
 from robust_export.serving.messages import SERVICE, message
-from robust_export.serving.refusal import Refused
+from robust_export.serving.request_error import Refused
+from robust_export.serving.rest_body import Output
 from robust_export.serving.service import VERSION, Service, log
 from robust_export.serving.settings import Settings
 from robust_export.serving.tensors import Given, Query, Wanted

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from robust_export.cli import cli
 from robust_export.serving.messages import SERVICE
-from tests.serving import asking
+from tests.serving import request_bodies
 from tests.serving.bundles import expected, images, linear_bundle
 from tests.serving.servers import LONG, Server, command, start
 
@@ -35,12 +35,12 @@ def client() -> Iterator[httpx.Client]:
 
 
 def infer(http: httpx.Client, server: Server, model: str, n: int = 1, seed: int = 0) -> Any:
-    body, headers = asking.as_bytes(images(n, seed))
+    body, headers = request_bodies.as_bytes(images(n, seed))
     return http.post(f"{server.rest}/v2/models/{model}/infer", content=body, headers=headers)
 
 
 def right(response: Any, n: int = 1, seed: int = 0) -> bool:
-    found = asking.read(response.content, response.headers)["logits"]
+    found = request_bodies.read(response.content, response.headers)["logits"]
     return bool(np.allclose(found, expected(images(n, seed)), rtol=1e-5, atol=1e-4))
 
 

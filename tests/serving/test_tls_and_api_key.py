@@ -18,7 +18,7 @@ from robust_export.runtimes.remote import KEY, RemoteClassifier
 from robust_export.serving.messages import SERVICE, message
 from tests.serving.bundles import expected, images
 from tests.serving.servers import LONG, Server, start
-from tests.serving.test_life import refused
+from tests.serving.test_server_process import refused
 
 SECRET = "s3cret-" + "k" * 30
 

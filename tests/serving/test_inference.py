@@ -20,7 +20,7 @@ from robust_export.data.image_files import open_image, to_bytes
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.remote import RemoteClassifier
 from robust_export.serving.messages import SERVICE, message
-from tests.serving import asking
+from tests.serving import request_bodies
 from tests.serving.bundles import LABELS, PLANE, Array, expected, images
 from tests.serving.servers import LONG, Server
 
@@ -62,7 +62,7 @@ def test_our_client_gets_what_the_file_gives(server: Server, net: Path) -> None:
     classifier = OnnxRuntimeClassifier(net / "model.onnx")
     for binary in (True, False):
         remote = RemoteClassifier(f"{server.rest}/v2/models/net", binary=binary)
-        assert remote.plane == PLANE
+        assert remote.input_shape == PLANE
         assert remote.labels == LABELS
         np.testing.assert_array_equal(remote(images(5)), classifier(images(5)))
         np.testing.assert_allclose(remote(images(100)), expected(images(100)), rtol=1e-5, atol=1e-4)
@@ -72,10 +72,13 @@ def test_json_and_bytes_by_hand(server: Server) -> None:
     pixels, names = images(4), ("labels", "probabilities", "logits")
     truth = expected(pixels)
     exact = np.exp(truth) / np.exp(truth).sum(1, keepdims=True)
-    for body, headers in ((asking.as_json(pixels, *names), {}), asking.as_bytes(pixels, *names)):
+    for body, headers in (
+        (request_bodies.as_json(pixels, *names), {}),
+        request_bodies.as_bytes(pixels, *names),
+    ):
         response = post(server, body, headers)
         assert response.status_code == 200
-        found = asking.read(response.content, response.headers)
+        found = request_bodies.read(response.content, response.headers)
         assert list(found) == list(names)
         np.testing.assert_allclose(found["logits"], truth, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(found["probabilities"], exact, rtol=1e-4, atol=1e-6)
@@ -83,7 +86,7 @@ def test_json_and_bytes_by_hand(server: Server) -> None:
 
 
 def test_the_default_output_is_the_logits(server: Server) -> None:
-    response = post(server, asking.as_json(images(1), id="one"))
+    response = post(server, request_bodies.as_json(images(1), id="one"))
     answer = response.json()
     assert [output["name"] for output in answer["outputs"]] == ["logits"]
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("one", "net", "1")
@@ -91,8 +94,8 @@ def test_the_default_output_is_the_logits(server: Server) -> None:
 
 def test_nested_data_are_the_same(server: Server) -> None:
     pixels = images(2)
-    flat = post(server, asking.as_json(pixels)).json()
-    nested = {"inputs": [asking.tensor(pixels, data=pixels.tolist())]}
+    flat = post(server, request_bodies.as_json(pixels)).json()
+    nested = {"inputs": [request_bodies.tensor(pixels, data=pixels.tolist())]}
     assert post(server, json.dumps(nested).encode()).json()["outputs"] == flat["outputs"]
 
 
@@ -103,7 +106,7 @@ def test_grpc(server: Server, raw: bool) -> None:
     logits = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(list(answer.outputs[0].shape))
     np.testing.assert_allclose(logits, expected(pixels), rtol=1e-5, atol=1e-4)
     texts = [LABELS[i].encode() for i in expected(pixels).argmax(1)]
-    assert answer.raw_output_contents[1] == asking.elements(*texts)
+    assert answer.raw_output_contents[1] == request_bodies.elements(*texts)
     assert (answer.id, answer.model_version) == ("7", "1")
     assert [output.name for output in rpc_infer(server, pixels, (), raw).outputs] == ["logits"]
 
@@ -142,15 +145,15 @@ def test_images_are_decoded_as_training_decodes_them(server: Server) -> None:
     files = photos()
     uint8 = np.stack([to_bytes(open_image(file), 8, 3) for file in files])
     pixels = torch.from_numpy(uint8).float().div_(255).numpy()  # as robust_export.data does
-    truth = asking.read(*_parts(post(server, *asking.as_bytes(pixels))))["logits"]
-    raw = asking.elements(*files)
+    truth = request_bodies.read(*_parts(post(server, *request_bodies.as_bytes(pixels))))["logits"]
+    raw = request_bodies.elements(*files)
     entry = {"name": "image", "datatype": "BYTES", "shape": [4], "parameters": {"binary_data_size": len(raw)}}
     head = json.dumps({"inputs": [entry]}).encode()
-    binary = post(server, head + raw, {asking.LENGTH: str(len(head))})
+    binary = post(server, head + raw, {request_bodies.LENGTH: str(len(head))})
     texts = [base64.b64encode(file).decode() for file in files]
     entry = {"name": "image", "datatype": "BYTES", "shape": [4], "data": texts}
     for response in (binary, post(server, json.dumps({"inputs": [entry]}).encode())):
-        np.testing.assert_array_equal(asking.read(*_parts(response))["logits"], truth)
+        np.testing.assert_array_equal(request_bodies.read(*_parts(response))["logits"], truth)
     tensor = {"name": "image", "datatype": "BYTES", "shape": [4], "contents": {"bytes_contents": files}}
     answer = call(server, "ModelInfer", model_name="net", inputs=[tensor])
     assert answer.raw_output_contents[0] == truth.astype("<f4").tobytes()
@@ -167,8 +170,8 @@ def test_everybody_gets_their_own_answer(server: Server) -> None:
     def ask(number: int) -> None:
         pixels = images(1, seed=number)
         for model in ("slow", "net"):
-            body, headers = asking.as_bytes(pixels)
-            found = asking.read(*_parts(post(server, body, headers, model)))["logits"]
+            body, headers = request_bodies.as_bytes(pixels)
+            found = request_bodies.read(*_parts(post(server, body, headers, model)))["logits"]
             np.testing.assert_allclose(found, expected(pixels), rtol=1e-5, atol=1e-4)
 
     count, total = "robust_export_batch_images_count", "robust_export_batch_images_sum"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.serving import asking
+from tests.serving import request_bodies
 from tests.serving.bundles import expected, images
 from tests.serving.servers import LONG, Server, start
 
@@ -45,7 +45,7 @@ def answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
 
 
 def healthy(server: Server) -> None:
-    body, headers = asking.as_bytes(images(1))
+    body, headers = request_bodies.as_bytes(images(1))
     lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
     with connect(server) as connection:
         connection.sendall(
@@ -56,7 +56,7 @@ def healthy(server: Server) -> None:
             content += part
     head, _, rest = content.partition(b"\r\n\r\n")
     pairs = dict(line.split(": ", 1) for line in head.decode().lower().splitlines()[1:])
-    np.testing.assert_allclose(asking.read(rest, pairs)["logits"], expected(images(1)), atol=1e-4)
+    np.testing.assert_allclose(request_bodies.read(rest, pairs)["logits"], expected(images(1)), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_is_no_request(hasty: Server, sent: bytes, status: int) -> None:
 
 
 def test_who_vanishes_takes_nothing_along(hasty: Server) -> None:
-    body, headers = asking.as_bytes(images(100))
+    body, headers = request_bodies.as_bytes(images(100))
     head = INFER + "".join(f"{k}: {v}\r\n" for k, v in headers.items()).encode()
     whole = head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
     for sent in (whole[:-10], whole[:100], whole, whole + whole[:-1]):

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from robust_export.bundle import FILES, Bundle
+from robust_export.bundle import ONNX_FILES, Bundle
 from robust_export.errors import ArtifactError, BundleError, InvalidValue
 from robust_export.runtimes.classifier import Artifact
 from robust_export.runtimes.registry import open_file
-from robust_export.runtimes.tensorrt.classifier import why_elsewhere
+from robust_export.runtimes.tensorrt.classifier import gpu_mismatch
 from robust_export.serving.settings import Settings
 from robust_export.serving.ui.examples_file import read
 
@@ -27,7 +27,7 @@ class Model:
 
     name: str
     classifier: Artifact
-    plane: tuple[int, int, int]  # C, H, W
+    input_shape: tuple[int, int, int]  # C, H, W
     labels: list[str]  # K
     file: str
     runtime: str
@@ -69,7 +69,7 @@ def load_model(bundle: Bundle, settings: Settings) -> Model:
     """Open the bundle's file, check it against the manifest, and have it answer once."""
     file, runtime = choose(bundle, settings.runtime, settings.precision)
     classifier = open_file(bundle.path / file, runtime, **_options(runtime, settings))
-    channels, height, width = classifier.plane
+    channels, height, width = classifier.input_shape
     labels = bundle.labels
     if classifier.classes != len(labels) or classifier.labels not in (None, labels):
         raise ArtifactError(
@@ -99,7 +99,7 @@ def choose(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
         if runtime == ENGINE:
             raise BundleError(f"bundle {bundle.path} has no TensorRT engine for this machine's GPU")
         runtime = "onnxruntime"
-    file = FILES[precision]
+    file = ONNX_FILES[precision]
     if file not in bundle.files("onnx"):
         raise BundleError(
             f"bundle {bundle.path} has no {file}; make it with `robust-export onnx --model {bundle.path} "
@@ -113,7 +113,7 @@ def _engine(bundle: Bundle, precision: str) -> str | None:
     for name in bundle.files("engine"):
         facts = bundle.manifest["files"][name]
         try:
-            fits = facts["precision"] == precision and not why_elsewhere(facts)
+            fits = facts["precision"] == precision and not gpu_mismatch(facts)
         except ArtifactError:  # nobody can tell whether there is a GPU
             fits = False
         if fits:
