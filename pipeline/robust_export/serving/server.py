@@ -80,7 +80,7 @@ async def _serve(
     }  # fmt: skip
     calls = None
     if settings.grpc:
-        calls, port = await rpc.start(service, shown(grpc_address), shared=parent is not None)
+        calls, port = await grpc_service.start(service, shown(grpc_address), shared=parent is not None)
         facts["grpc"] = shown((grpc_address[0], port))
     serving = asyncio.create_task(rest.serve([listener]))
     await rest.listening.wait()
