@@ -27,7 +27,7 @@ from robust_export.data.datasets import load_dataset
 from robust_export.export.calibration import KINDS, Calibration, calibration_images
 from robust_export.export.exporter import to_onnx
 from robust_export.export.quantize import PRODUCTS, quantise
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from robust_export.data.datasets import load_dataset
 from robust_export.nn import sparta as sparta_module
-from robust_export.nn.models import build_model
+from robust_export.nn.build import build_model
 from robust_export.recipe.recipe_file import parse
 from robust_export.recipe.schema import Recipe
 from robust_export.training import step as learner
@@ -104,7 +104,7 @@ def make(name: str, options: argparse.Namespace) -> Callable[[], object]:
     settings = dict(CONTESTANTS[name])
     plain, gradient, memory = (settings.pop(key, False) for key in ("plain", "gradient", "memory"))
     if not gradient:
-        sparta_module.__dict__["gated"] = formula
+        sparta_module.__dict__["sparta_product"] = formula
     if not memory:
         learner.__dict__["keep_freed_memory"] = lambda: False
     asked = recipe(options, settings)

@@ -24,7 +24,7 @@ from pyautoattack import AutoAttack
 from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import Bundle
 from robust_export.data.datasets import load_dataset
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.recipe.schema import Verify
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from robust_export.errors import UnsupportedModel, unknown
-from robust_export.nn.replace import convertible_backbones, find_sites
+from robust_export.nn.model_names import convertible_backbones
+from robust_export.nn.sites import find_sites
 
 
 def survey(modules: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from robust_export.bundle import Bundle as Bundle
     from robust_export.data.datasets import load_dataset as load_dataset
     from robust_export.export.exporter import export_onnx as export_onnx
+    from robust_export.nn.load import load as load
     from robust_export.nn.models import create_model as create_model
-    from robust_export.nn.models import load as load
     from robust_export.nn.replace import replace_activations as replace_activations
     from robust_export.nn.sparta import Sparta as Sparta
     from robust_export.nn.sparta import sparta as sparta
@@ -29,7 +29,7 @@ from robust_export.utils.version import __version__
 
 _MODULES = {
     "Bundle": "bundle", "Sparta": "nn.sparta", "create_model": "nn.models", "export_onnx": "export.exporter",
-    "freeze_sparta": "nn.sparta_file", "load": "nn.models", "load_dataset": "data.datasets",
+    "freeze_sparta": "nn.sparta_file", "load": "nn.load", "load_dataset": "data.datasets",
     "load_sparta": "nn.sparta_file", "replace_activations": "nn.replace", "save_sparta": "nn.sparta_file",
     "sparta": "nn.sparta", "train": "training.run", "verify": "verification.verify",
 }  # fmt: skip

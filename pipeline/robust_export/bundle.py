@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from robust_export.errors import BundleError
-from robust_export.recipe.recipe_file import build, load_recipe, parse
+from robust_export.recipe.recipe_file import dataclass_from_table, load_recipe, parse
 from robust_export.recipe.schema import Recipe, Threat
 from robust_export.utils.files import sha256, to_json, write_atomically
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-HOME = Path("exported")
-FILES = {
+EXPORTED = Path("exported")
+ONNX_FILES = {
     "fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx", "int8": "model.int8.onnx",
 }  # fmt: skip
 """{precision: what the bundle's ONNX file of it is called}"""
@@ -77,7 +77,7 @@ class Bundle:
 
     @property
     def threat(self) -> Threat:
-        return build(Threat, self.manifest["threat"], f"{self.path}/{MANIFEST}: threat")
+        return dataclass_from_table(Threat, self.manifest["threat"], f"{self.path}/{MANIFEST}: threat")
 
     def recipe(self) -> Recipe:
         """Return the recipe that the bundle was trained by."""
@@ -143,7 +143,7 @@ class Bundle:
 def locate(name_or_path: str | Path) -> Path:
     """Return the folder of a bundle: a path as it is, a name under exported/."""
     path = Path(name_or_path)
-    return path if path.is_dir() or len(path.parts) > 1 else HOME / path
+    return path if path.is_dir() or len(path.parts) > 1 else EXPORTED / path
 
 
 def _is_entry(entry: Any) -> bool:

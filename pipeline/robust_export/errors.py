@@ -14,7 +14,7 @@ class RobustExportError(Exception):
     """Base class: anything that robust-export reports to its user without a traceback."""
 
     exit_code = 1
-    told = False  # whether another process of the same work reports it
+    reported_elsewhere = False  # whether another process of the same work reports it
 
 
 class UnknownName(RobustExportError):

@@ -26,8 +26,8 @@ from robust_export.comparison.plan import simple_plan
 from robust_export.comparison.report import ArmResult, Comparison, SeedResult
 from robust_export.data.datasets import load_dataset
 from robust_export.errors import TrainingError
-from robust_export.nn.models import load
-from robust_export.recipe.recipe_file import merge, tables, to_toml
+from robust_export.nn.load import load
+from robust_export.recipe.recipe_file import merge, to_tables, to_toml
 from tests.conftest import TINY, tiny_recipe
 
 SMALL = merge(TINY, {"train": {"epochs": 1}, "verify": {"samples": 60}})
@@ -173,7 +173,7 @@ sys.exit(main(sys.argv[1]))
 
 
 def test_a_process_that_is_told_to_stop_saves_its_state(tmp_path: Path) -> None:
-    job = Job(tmp_path / "seed-0", tables(tiny_recipe(**SMALL)), "cpu", attack=False)
+    job = Job(tmp_path / "seed-0", to_tables(tiny_recipe(**SMALL)), "cpu", attack=False)
     (tmp_path / "job.json").write_text(json.dumps({**vars(job), "folder": str(job.folder)}))
     ended = subprocess.run(
         [sys.executable, "-c", STOPPED, tmp_path / "job.json"], capture_output=True, text=True
@@ -191,7 +191,7 @@ def test_an_interruption_leaves_no_process_behind(tmp_path: Path, monkeypatch: p
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     monkeypatch.setattr(run, "PROCESS", f"import signal; open({str(fifo)!r}, 'w').close(); signal.pause()")
-    first, second = (Job(tmp_path / name, tables(tiny_recipe()), "cpu") for name in ("first", "second"))
+    first, second = (Job(tmp_path / name, to_tables(tiny_recipe()), "cpu") for name in ("first", "second"))
     first.result_file.write_text(json.dumps({**result(0, 0.5, 0.4), "recipe": first.recipe}))
 
     def say(line: str) -> None:
@@ -208,7 +208,7 @@ def test_an_interruption_leaves_no_process_behind(tmp_path: Path, monkeypatch: p
 def test_the_terminals_ctrl_c_is_not_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are asked to stop once, by the process that started them; a second time would interrupt."""
     monkeypatch.setattr(run, "PROCESS", "import os, sys; sys.exit(str(os.getpgid(0)))")
-    job = Job(tmp_path / "job", tables(tiny_recipe()), "cpu")
+    job = Job(tmp_path / "job", to_tables(tiny_recipe()), "cpu")
     with pytest.raises(TrainingError) as said:
         run.Pool(2, "cpu", lambda line: None)._do(job)
     assert int(str(said.value)) != os.getpgid(0)
@@ -216,7 +216,7 @@ def test_the_terminals_ctrl_c_is_not_the_runs(tmp_path: Path, monkeypatch: pytes
 
 def test_what_an_earlier_release_measured_is_kept(tmp_path: Path) -> None:
     """Its recipes lack what has come since; another value of anything makes it another run."""
-    recipe = tables(tiny_recipe())
+    recipe = to_tables(tiny_recipe())
     job = Job(tmp_path / "seed-0", recipe, "cpu")
     earlier = json.loads(json.dumps(recipe))
     del earlier["train"]["fused"]

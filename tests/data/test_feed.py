@@ -9,7 +9,7 @@ import torch
 
 from robust_export.data.augment import cutmix, randaugment
 from robust_export.data.datasets import Images, load_dataset
-from robust_export.data.feed import Feed, load_extra
+from robust_export.data.feed import Feed, load_extra_images
 from robust_export.errors import DataError, InvalidValue
 from tests.data import write_folder
 
@@ -20,7 +20,7 @@ def digits() -> Images:
 
 def extra_digits(folder: Path, counts: dict[str, int], images: Images) -> Images:
     write_folder(folder, counts)
-    return load_extra(f"folder:{folder}", images, 8, 3)
+    return load_extra_images(f"folder:{folder}", images, 8, 3)
 
 
 @pytest.mark.parametrize("skip", [0, 3, 11])
@@ -78,24 +78,24 @@ def test_extra_images_have_the_data_sets_labels(tmp_path: Path) -> None:
 def test_of_a_folder_with_a_split_only_train_is_taken(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"1": 4, "3": 2})
     write_folder(tmp_path / "val", {"1": 9, "3": 9})
-    assert len(load_extra(f"folder:{tmp_path}", digits(), 8, 3)) == 6
+    assert len(load_extra_images(f"folder:{tmp_path}", digits(), 8, 3)) == 6
 
 
 def test_unknown_classes_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"3": 2, "cat": 2})
     with pytest.raises(DataError, match=r"classes that digits lacks: cat;.*0, 1, 2"):
-        load_extra(f"folder:{tmp_path}", digits(), 8, 3)
+        load_extra_images(f"folder:{tmp_path}", digits(), 8, 3)
 
 
 @pytest.mark.parametrize("spec", ["digits", "folder:", "nowhere"])
 def test_only_folders_are_taken(spec: str) -> None:
     with pytest.raises(InvalidValue, match="expected folder:PATH"):
-        load_extra(spec, digits(), 8, 3)
+        load_extra_images(spec, digits(), 8, 3)
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        load_extra(f"folder:{tmp_path / 'nowhere'}", digits(), 8, 3)
+        load_extra_images(f"folder:{tmp_path / 'nowhere'}", digits(), 8, 3)
 
 
 def test_a_ratio_that_leaves_nothing(tmp_path: Path) -> None:

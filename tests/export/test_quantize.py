@@ -18,9 +18,9 @@ from robust_export.data.datasets import load_dataset
 from robust_export.errors import DataError, InvalidValue, UnknownName, UnsupportedModel
 from robust_export.export.bundle_onnx import export_bundle
 from robust_export.export.calibration import KINDS, Calibration, calibration_images
-from robust_export.export.exporter import check_file, to_onnx
+from robust_export.export.exporter import check_exported, to_onnx
 from robust_export.export.quantize import quantise
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.nn.operator import DOMAIN, OPERATOR
 from robust_export.nn.sparta import Sparta
 from robust_export.runtimes.onnx_model import sparta_nodes
@@ -95,7 +95,7 @@ def test_one_outlier_does_not_stretch_the_range(wide: onnx.ModelProto, pixels: A
 
 
 def test_sparta_and_the_logits_stay_float32(narrow: onnx.ModelProto) -> None:
-    check_file(narrow, 20)
+    check_exported(narrow, 20)
     made = makers(narrow)
     assert [(f.domain, f.name) for f in narrow.functions] == [(DOMAIN, OPERATOR)]
     (gate,) = sparta_nodes(narrow)

@@ -22,7 +22,7 @@ from robust_export.cli import cli
 from robust_export.errors import ArtifactError, BuildError, UnknownName
 from robust_export.export.exporter import export_onnx
 from robust_export.kernels.headers.onnxruntime import find_headers
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.nn.sparta import Sparta
 from robust_export.recipe.schema import Verify
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
@@ -227,7 +227,7 @@ def test_a_gate_that_has_no_kernel_runs_on_its_function_body(
     network = torch.nn.Sequential(Sparta(3, kernel_size=kernel), torch.nn.Flatten())
     classifier = OnnxRuntimeClassifier(export_onnx(network, tmp_path / "m.onnx", 12))
     assert classifier.fused_nodes() == 0
-    assert f"[3, 1, {kernel}, {kernel}]" in classifier.why_stock()
+    assert f"[3, 1, {kernel}, {kernel}]" in classifier.why_not_fused()
     assert classifier(np.ones((1, 3, 12, 12), np.float32)).shape == (1, 432)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_export.nn.models import create_model
-from robust_export.nn.replace import POINTWISE
+from robust_export.nn.sites import POINTWISE
 from robust_export.nn.sparta import Sparta
 
 ARCHITECTURES = {  # the quickest network of each family, by timm's module

@@ -10,7 +10,9 @@ import timm
 import torch
 
 from robust_export.errors import RobustExportError, UnknownName, UnsupportedModel
-from robust_export.nn.models import SHORT_NAMES, build_model, create_model, model_names, split_name
+from robust_export.nn.build import build_model
+from robust_export.nn.model_names import SHORT_NAMES, model_names, split_name
+from robust_export.nn.models import create_model
 from robust_export.nn.replace import ACTIVATIONS
 from robust_export.nn.sparta import Sparta, sparta_modules
 from robust_export.nn.sparta_file import save_sparta, sparta_table

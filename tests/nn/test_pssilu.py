@@ -11,9 +11,11 @@ import torch.nn.functional as F
 
 from robust_export.errors import SpartaMismatch, UnsupportedModel
 from robust_export.export.exporter import export_onnx
-from robust_export.nn.models import PixelClassifier, create_model, load_initial_weights
+from robust_export.nn.initial_weights import load_initial_weights
+from robust_export.nn.models import PixelClassifier, create_model
 from robust_export.nn.pssilu import ParametricShiftedSiLU
-from robust_export.nn.replace import find_sites, replace_activations
+from robust_export.nn.replace import replace_activations
+from robust_export.nn.sites import find_sites
 from robust_export.nn.sparta import Sparta, sparta_modules, sparta_silu
 from robust_export.nn.sparta_file import load_sparta, save_sparta
 from robust_export.recipe.schema import Train

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from robust_export.nn.replace import (
     ACTIVATIONS,
-    POINTWISE,
     ChannelsLast,
     PerWidth,
-    Share,
     replace_activations,
 )
+from robust_export.nn.sites import POINTWISE
 from robust_export.nn.sparta import Sparta, sparta, sparta_modules
+from robust_export.recipe.schema import Sharing
 
 SMALL_VGG = {"mlp_ratio": 0.01}  # 40 neurons in place of 4096
 
@@ -70,7 +70,7 @@ def learn(module: nn.Module) -> None:
     ("name", "share"),
     [(name, "width") for name in RELU_NETWORKS] + [(name, "site") for name in list(RELU_NETWORKS)[:3]],
 )
-def test_logits_stay_the_same_to_the_last_bit(name: str, share: Share) -> None:
+def test_logits_stay_the_same_to_the_last_bit(name: str, share: Sharing) -> None:
     original = network(name, **RELU_NETWORKS[name])
     converted = copy.deepcopy(original)
     sites = replace_activations(converted, share=share)

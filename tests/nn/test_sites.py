@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_export.errors import InvalidValue, UnknownName, UnsupportedModel
-from robust_export.nn.replace import Site, find_sites, replace_activations
+from robust_export.nn.replace import replace_activations
+from robust_export.nn.sites import Site, find_sites
 from robust_export.nn.sparta import Sparta
 from tests.nn.test_replace import Net, network, with_act
 

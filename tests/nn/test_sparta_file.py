@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust_export.errors import SpartaMismatch
 from robust_export.nn.models import PixelClassifier, create_model
-from robust_export.nn.replace import PerWidth, Share, replace_activations
+from robust_export.nn.replace import PerWidth, replace_activations
 from robust_export.nn.sparta import Sparta, sparta_modules
 from robust_export.nn.sparta_file import (
     FILE_FORMAT,
@@ -25,19 +25,20 @@ from robust_export.nn.sparta_file import (
     save_sparta,
     sparta_table,
 )
+from robust_export.recipe.schema import Sharing
 
 NARROW = (4, 8, 12, 16)  # widths of a ResNet's four stages, to be quick
 
 
 def resnet(
-    name: str, share: Share = "width", kernel_size: int = 3, widths: tuple[int, ...] = NARROW
+    name: str, share: Sharing = "width", kernel_size: int = 3, widths: tuple[int, ...] = NARROW
 ) -> PixelClassifier:
     """Return a Sparta network of one's own, always with the same random weights."""
     return copy.deepcopy(built(name, share, kernel_size, widths))
 
 
 @cache
-def built(name: str, share: Share, kernel_size: int, widths: tuple[int, ...]) -> PixelClassifier:
+def built(name: str, share: Sharing, kernel_size: int, widths: tuple[int, ...]) -> PixelClassifier:
     torch.manual_seed(0)
     return create_model(f"{name}_sparta", share=share, kernel_size=kernel_size, image_size=8, channels=widths)
 
@@ -78,7 +79,7 @@ def test_sites_are_the_keys_where_a_width_has_several_gates() -> None:
 
 
 @pytest.mark.parametrize("share", ["width", "site"])
-def test_round_trip(share: Share, tmp_path: Path) -> None:
+def test_round_trip(share: Sharing, tmp_path: Path) -> None:
     source = learn(resnet("resnet10t", share))
     target = resnet("resnet10t", share)
     assert save_sparta(source, tmp_path / "s.safetensors") == tmp_path / "s.safetensors"
@@ -217,7 +218,7 @@ def test_other_widths_are_listed_on_both_sides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("of", "into"), [("width", "site"), ("site", "width")])
-def test_other_sharing(of: Share, into: Share, tmp_path: Path) -> None:
+def test_other_sharing(of: Sharing, into: Sharing, tmp_path: Path) -> None:
     path = save_sparta(learn(resnet("resnet10t", of)), tmp_path / "s.safetensors")
     message = refused(resnet("resnet10t", into), path)
     assert "network has:" in message

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust_export.nn.sparta import gated, sparta
+from robust_export.nn.sparta import sparta, sparta_product
 
 
 def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ def test_values_and_gradients_are_those_of_autograd(
 
 def test_gradients_are_those_of_finite_differences() -> None:
     x, attention = (torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(gated, (x, attention))
-    assert torch.autograd.gradgradcheck(gated, (x, attention))
+    assert torch.autograd.gradcheck(sparta_product, (x, attention))
+    assert torch.autograd.gradgradcheck(sparta_product, (x, attention))
 
 
 def kept_bytes(y: Tensor) -> int:

@@ -21,7 +21,7 @@ from robust_export.recipe.recipe_file import (
     load_recipe,
     merge,
     parse,
-    tables,
+    to_tables,
     to_toml,
 )
 from robust_export.recipe.schema import (
@@ -178,7 +178,7 @@ def test_a_section_must_be_a_section(value: Any) -> None:
 def test_every_section_is_frozen(section: str) -> None:
     table = getattr(Recipe(), section)
     with pytest.raises(FrozenInstanceError):
-        setattr(table, next(iter(tables(Recipe())[section])), "other")
+        setattr(table, next(iter(to_tables(Recipe())[section])), "other")
     with pytest.raises(FrozenInstanceError):
         setattr(Recipe(), section, table)
 
@@ -188,8 +188,8 @@ def test_unknown_keys_of_model_are_timms() -> None:
     recipe = parse(tomllib.loads(document))
     options = {"channels": [16, 32], "stem_width": 8, "nested": {"a": [1], "b": "c"}}
     assert recipe.model == Model(name="r_sparta", options=options)
-    assert tables(recipe)["model"]["channels"] == [16, 32]
-    assert "options" not in tables(recipe)["model"]
+    assert to_tables(recipe)["model"]["channels"] == [16, 32]
+    assert "options" not in to_tables(recipe)["model"]
     again = parse(tomllib.loads(to_toml(recipe)))
     assert again == recipe
     assert again.model.options["channels"] == [16, 32]

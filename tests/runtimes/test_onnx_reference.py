@@ -22,9 +22,9 @@ from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError
 from robust_export.export.cast import cast_model
 from robust_export.export.exporter import to_onnx
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.runtimes import onnx_reference_ops as ops
-from robust_export.runtimes.onnx_model import precision_of, ran_in
+from robust_export.runtimes.onnx_model import model_precision, ran_in_precision
 from robust_export.runtimes.onnx_reference import ReferenceClassifier
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.registry import RUNTIMES, open_file
@@ -61,7 +61,7 @@ def test_knows_what_the_file_says(trained: Path) -> None:
     assert isinstance(classifier, ReferenceClassifier)
     assert "reference" in RUNTIMES
     assert classifier.labels == Bundle.open(trained).labels
-    assert (classifier.plane, classifier.classes) == ((3, 8, 8), 10)
+    assert (classifier.input_shape, classifier.classes) == ((3, 8, 8), 10)
     assert (classifier.sparta_nodes, classifier.fused_nodes()) == (11, 0)
     assert (classifier.runtime, classifier.precision) == ("reference", "fp32")
 
@@ -160,22 +160,22 @@ def run(operator: Any, *inputs: Any, **attributes: Any) -> Any:
 def test_the_graph_says_its_precision_and_metadata_does_not(trained: Path, halves: dict[str, Path]) -> None:
     wide = onnx.load(trained / "model.onnx")
     wide.metadata_props.add(key="robust_export.precision", value='"int8"')
-    assert precision_of(wide) == "fp32"
+    assert model_precision(wide) == "fp32"
     for name, file in halves.items():
-        assert precision_of(onnx.load(file)) == name
+        assert model_precision(onnx.load(file)) == name
         assert ReferenceClassifier(file).precision == name
     wide.graph.node.add(op_type="DequantizeLinear")
-    assert precision_of(wide) == "int8"
+    assert model_precision(wide) == "int8"
 
 
 @pytest.mark.skipif(not X86, reason="other processors may have half precision")
 def test_onnx_runtime_says_when_it_computes_in_another_precision(
     trained: Path, halves: dict[str, Path]
 ) -> None:
-    assert not OnnxRuntimeClassifier(trained / "model.onnx").falls_back
+    assert not OnnxRuntimeClassifier(trained / "model.onnx").falls_back_to_fp32
     half = OnnxRuntimeClassifier(halves["fp16"])
     assert half.precision == "fp16"
-    assert half.falls_back
+    assert half.falls_back_to_fp32
     with pytest.raises(ArtifactError, match=r"has no bf16 arithmetic .*--runtime reference"):
         OnnxRuntimeClassifier(halves["bf16"])
 
@@ -193,7 +193,7 @@ def test_onnx_runtime_says_when_it_computes_in_another_precision(
 )
 def test_what_a_profile_shows(precision: str, operator: str, formats: list[str], expected: bool) -> None:
     event = {"args": {"op_name": operator, "input_type_shape": [{kind: [1, 2]} for kind in formats]}}
-    assert ran_in(precision, [event]) is expected
+    assert ran_in_precision(precision, [event]) is expected
 
 
 def test_infinities_are_no_warnings(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError
 from robust_export.export.exporter import export_onnx
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 
@@ -38,7 +38,7 @@ def test_agrees_with_pytorch_whatever_the_batch(trained: Path, n: int) -> None:
 def test_knows_what_the_file_says(trained: Path) -> None:
     classifier = OnnxRuntimeClassifier(trained / "model.onnx")
     assert classifier.labels == Bundle.open(trained).labels
-    assert classifier.plane == (3, 8, 8)
+    assert classifier.input_shape == (3, 8, 8)
     assert classifier.classes == 10
     assert classifier.sparta_nodes == 11
 

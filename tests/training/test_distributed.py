@@ -18,7 +18,7 @@ from robust_export.errors import InvalidValue, TrainingStopped
 from robust_export.recipe.recipe_file import to_toml
 from robust_export.training.run import train
 from robust_export.training.trainer import Run
-from robust_export.utils.sharded_rng import ShardedGenerator, drawn
+from robust_export.utils.sharded_rng import ShardedGenerator, sharded_sample
 from tests.conftest import tiny_recipe
 from tests.data import write_folder
 from tests.training.together import CASES, STOP_AFTER, recipe, stop_after
@@ -98,21 +98,21 @@ def test_the_command_line_speaks_once(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_parts_make_the_batch(count: int, world: int) -> None:
     images = torch.arange(count)
-    parts = [ShardedGenerator(rank, world).of(count) for rank in range(world)]
+    parts = [ShardedGenerator(rank, world).for_batch(count) for rank in range(world)]
     assert sum(part.weight for part in parts) == pytest.approx(1)
-    theirs = [images[part.mine] for part in parts if part.weight]
+    theirs = [images[part.shard] for part in parts if part.weight]
     assert sorted(torch.cat(theirs).tolist()) == images.tolist()
-    assert all(len(images[part.mine]) >= min(2, count) for part in parts)
-    mean = sum(part.weight * images[part.mine].double().mean() for part in parts)
+    assert all(len(images[part.shard]) >= min(2, count) for part in parts)
+    mean = sum(part.weight * images[part.shard].double().mean() for part in parts)
     assert float(mean) == pytest.approx(images.double().mean().item())
 
 
 def test_an_image_gets_the_same_numbers_from_all() -> None:
     whole = torch.rand(5, 2, generator=torch.Generator().manual_seed(3))
     for rank in range(2):
-        part = ShardedGenerator(rank, 2).of(5)
+        part = ShardedGenerator(rank, 2).for_batch(5)
         part.manual_seed(3)
-        assert torch.equal(drawn(torch.rand, (len(range(rank, 5, 2)), 2), part), whole[rank::2])
+        assert torch.equal(sharded_sample(torch.rand, (len(range(rank, 5, 2)), 2), part), whole[rank::2])
         assert torch.equal(
             torch.rand(1, generator=part), torch.rand(11, generator=torch.Generator().manual_seed(3))[10:]
         )

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from robust_export.cli.process import CommandError, interruptible
 
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
-from robust_export.cli.base import Failure, interruptible
 from robust_export.errors import BundleError, RobustExportError, TrainingStopped
 from robust_export.recipe.recipe_file import to_toml
 from robust_export.training import step as learner
 from robust_export.training.run import train
 from robust_export.training.trainer import Run
-from robust_export.utils.stop import Stop
+from robust_export.utils.stop import StopRequest
 from tests.conftest import tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("foreground")
@@ -125,7 +125,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(RobustExportError, match=r"(?s)No space left.*Nothing was lost"):
+        with pytest.raises(RobustExportError, match=r"(?s)No space left.*previous file.*is unchanged"):
             train(recipe, tmp_path / "run", device="cpu")
     assert train(recipe, tmp_path / "run", device="cpu", resume=True)
     assert weights(tmp_path / "run") == weights(trained)
@@ -178,11 +178,11 @@ def test_what_is_asked_to_stop_loses_no_step(rich: bytes, tmp_path: Path) -> Non
     recipe, stops = tiny_recipe(**{**RICH, "train": {**RICH["train"], "checkpoint_every": 0}}), 0
     steps_seen: list[tuple[int, int]] = []
     while True:
-        stop = Stop()
+        stop = StopRequest()
 
-        def ask(epoch: int, step: int, steps: int, stop: Stop = stop) -> None:
+        def ask(epoch: int, step: int, steps: int, stop: StopRequest = stop) -> None:
             steps_seen.append((epoch, step))
-            stop.asked = step in (2, 7, 11)
+            stop.requested = step in (2, 7, 11)
 
         try:
             bundle = train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=ask, stop=stop)
@@ -197,10 +197,10 @@ def test_what_is_asked_to_stop_loses_no_step(rich: bytes, tmp_path: Path) -> Non
 def test_validation_hears_a_request_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
 ) -> None:
-    stop, original = Stop(), Run._attack
+    stop, original = StopRequest(), Run._attack
 
     def attack(self: Run, *args: Any) -> Any:
-        stop.asked = True
+        stop.requested = True
         return original(self, *args)
 
     monkeypatch.setattr(learner, "EVAL_BATCH", 16)
@@ -222,13 +222,13 @@ def test_how_often_to_save_may_change(trained: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_second_signal_interrupts_at_once() -> None:
-    stop = Stop()
-    with stop.listening(), interruptible("now", stop):
+    stop = StopRequest()
+    with stop.observing(), interruptible("now", stop):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked
-    with pytest.raises(Failure, match="now"), stop.listening(), interruptible("now", stop):
+        assert stop.requested
+    with pytest.raises(CommandError, match="now"), stop.observing(), interruptible("now", stop):
         os.kill(os.getpid(), signal.SIGINT)
-    deaf = Stop()  # before and after training, nobody would hear it
-    with pytest.raises(Failure, match="now"), interruptible("now", deaf):
+    deaf = StopRequest()  # before and after training, nobody would hear it
+    with pytest.raises(CommandError, match="now"), interruptible("now", deaf):
         os.kill(os.getpid(), signal.SIGTERM)
-    assert not deaf.asked
+    assert not deaf.requested

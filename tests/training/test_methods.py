@@ -134,9 +134,9 @@ def test_the_generator_alone_decides(linear: Linear, method: str) -> None:
 
 
 def test_no_steps_are_standard_training() -> None:
-    assert not tiny_recipe(attack={"steps": 0}).attacked
-    assert not tiny_recipe(train={"method": "standard"}).attacked
-    assert tiny_recipe(attack={"steps": 0}, train={"method": "fast"}).attacked
+    assert not tiny_recipe(attack={"steps": 0}).adversarial
+    assert not tiny_recipe(train={"method": "standard"}).adversarial
+    assert tiny_recipe(attack={"steps": 0}, train={"method": "fast"}).adversarial
 
 
 @pytest.mark.parametrize(

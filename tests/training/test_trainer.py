@@ -17,7 +17,8 @@ from robust_export.attacks.pgd import pgd
 from robust_export.bundle import Bundle
 from robust_export.data.datasets import load_dataset
 from robust_export.errors import InvalidValue, TrainingError, UnknownName
-from robust_export.nn.models import create_model, load
+from robust_export.nn.load import load
+from robust_export.nn.models import create_model
 from robust_export.nn.sparta import sparta_modules
 from robust_export.nn.sparta_file import load_sparta
 from robust_export.recipe.recipe_file import load_recipe, parse

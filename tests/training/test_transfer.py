@@ -16,7 +16,7 @@ from torch import Tensor
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.errors import BundleError, SpartaMismatch
-from robust_export.nn.models import build_model
+from robust_export.nn.build import build_model
 from robust_export.nn.sparta_file import sparta_table
 from robust_export.recipe.recipe_file import to_toml
 from robust_export.recipe.schema import Model, SpartaOptions

@@ -18,7 +18,7 @@ from robust_export.recipe.recipe_file import parse
 from robust_export.recipe.schema import Recipe
 from robust_export.training.run import train
 from robust_export.training.trainer import Run
-from robust_export.utils.stop import Stop
+from robust_export.utils.stop import StopRequest
 
 CPU = torch.device("cpu")
 BATCH = 14  # of 40 images: 14, 14 and 12
@@ -52,12 +52,12 @@ def recipe(folder: Path, case: str) -> Recipe:
     return parse(sections, case)
 
 
-def stop_after(steps: int, here: bool = True) -> tuple[Stop, Any]:
+def stop_after(steps: int, here: bool = True) -> tuple[StopRequest, Any]:
     """Return a request to stop, and the callback that asks for it after so many steps."""
-    stop, left = Stop(), iter(range(steps, 0, -1))
+    stop, left = StopRequest(), iter(range(steps, 0, -1))
 
     def count(*_: int) -> None:
-        stop.asked = here and next(left) == 1
+        stop.requested = here and next(left) == 1
 
     return stop, count
 
@@ -85,14 +85,14 @@ def cases(folder: Path) -> Iterator[str]:
 
 
 def interruptions(folder: Path) -> Iterator[str]:
-    """Stop a run on all because the second is asked; go on with one that was stopped alone."""
+    """StopRequest a run on all because the second is asked; go on with one that was stopped alone."""
     asked = recipe(folder, "interrupted")
     stop, count = stop_after(STOP_AFTER, here=dist.get_rank() == 1)
     try:
         train(asked, folder / "two then one", device="cpu", stop=stop, on_step=count)
         yield "a request to stop was not heard"
     except TrainingStopped as error:
-        if error.told != (dist.get_rank() != 0):
+        if error.reported_elsewhere != (dist.get_rank() != 0):
             yield "it is not one process that reports the stop"
     bundle = train(asked, folder / "one then two", device="cpu", resume=True)
     if len({b.path for b in everybody(bundle)}) != 1:
@@ -113,7 +113,7 @@ def errors(folder: Path) -> Iterator[str]:
         train(recipe(folder, "pgd-at"), folder / "two" / "pgd-at", device="cpu")
         yield "a run was overwritten"
     except TrainingError as error:
-        if "--resume" not in str(error) or error.told != (dist.get_rank() != 0):
+        if "--resume" not in str(error) or error.reported_elsewhere != (dist.get_rank() != 0):
             yield f"{error!r}"
 
 
@@ -122,9 +122,9 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    from robust_export.utils.work_items import join
+    from robust_export.utils.work_items import join_process_group
 
-    join()
+    join_process_group()
     faults = [fault for check in (cases, interruptions, errors) for fault in check(folder)]
     dist.destroy_process_group()
     (folder / f"faults.{os.environ['RANK']}").write_text("\n".join(faults))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robust_export.errors import InvalidValue
-from robust_export.utils.work_items import Arrays, WorkItems, launched, to_array, to_lines
+from robust_export.utils.work_items import Arrays, WorkItems, launched_ranks, to_array, to_lines
 
 
 def squares(done: list[int]) -> object:
@@ -27,7 +27,7 @@ def test_results_are_in_order_and_computed_once(tmp_path: Path) -> None:
     again = WorkItems(tmp_path)
     second = again.run("stage", squares(done), 4)  # type: ignore[arg-type]
     assert done == [0, 1, 2, 3]
-    assert again.kept == 4
+    assert again.reused == 4
     assert [to_lines(result["flags"]) for result in second] == [[f"unit {i}", "ä"] for i in range(4)]
 
 
@@ -65,7 +65,7 @@ def test_stages_do_not_mix_and_nothing_is_left_in_the_end(tmp_path: Path) -> Non
 
 def test_what_a_result_depends_on_tells_it_from_others(tmp_path: Path) -> None:
     def one(value: int, given: list[bytes] | None) -> int:
-        (result,) = WorkItems(tmp_path).run("stage", lambda i: {"x": np.array([value])}, 1, given=given)
+        (result,) = WorkItems(tmp_path).run("stage", lambda i: {"x": np.array([value])}, 1, depends_on=given)
         return int(result["x"][0])
 
     assert one(1, [b"a", b"b"]) == 1
@@ -102,7 +102,7 @@ def test_nobody_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InvalidValue, match="cannot find each other"):
+    with pytest.raises(InvalidValue, match="cannot connect"):
         WorkItems()
 
 
@@ -110,4 +110,4 @@ def test_nobody_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_rank_that_was_left_over_says_nothing(monkeypatch: pytest.MonkeyPatch, world: str) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", world)
-    assert launched() == (0, 1)
+    assert launched_ranks() == (0, 1)

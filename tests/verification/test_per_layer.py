@@ -12,7 +12,8 @@ from onnx import numpy_helper
 
 from robust_export.bundle import Bundle
 from robust_export.export.exporter import export_onnx
-from robust_export.nn.models import create_model, load
+from robust_export.nn.load import load
+from robust_export.nn.models import create_model
 from robust_export.runtimes.onnx_model import sparta_nodes
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from robust_export.verification.artifacts import Subject
 
 from robust_export.bundle import Bundle
 from robust_export.data.datasets import load_dataset
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.recipe.schema import Threat
 from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.utils import work_items as units
 from robust_export.utils.work_items import Arrays, WorkItems
-from robust_export.verification.artifacts import Subject
 from robust_export.verification.attack import Trial, attack_images
 from robust_export.verification.verify import verify
 from tests.runtimes.v2_server import serve
@@ -127,8 +127,8 @@ def test_two_servers_do_not_share_what_is_kept(bundle: Bundle) -> None:
         return good(pixels)[:, ::-1].copy()
 
     with (
-        serve(good, plane=good.plane, classes=good.classes) as one,
-        serve(spoiled, plane=good.plane, classes=good.classes) as other,
+        serve(good, input_shape=good.input_shape, classes=good.classes) as one,
+        serve(spoiled, input_shape=good.input_shape, classes=good.classes) as other,
     ):
         urls = [f"{server}/v2/models/net" for server in (one, other)]
         report = verify(bundle, urls, settings=SMALL, device="cpu")

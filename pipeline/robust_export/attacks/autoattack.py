@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from robust_export.recipe.schema import AttackName, Threat, Verify
 from robust_export.utils.work_items import Arrays, WorkItems, to_array, to_lines
 
-LOGGER = "auto-attack"  # the package's own
+LOGGER = "auto-attack"  # name of the package's logger
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What AutoAttack found.
+    """Result of AutoAttack.
 
     Attributes:
-        adversarial: [N, C, H, W], the example that broke an image, the image itself elsewhere.
-        broken_by: the first attack that broke each image, "" for those that stand; "clean" for
-            those that the model gets wrong without any attack.
-        accuracy: robust accuracy after each attack, cumulative, in the order they ran.
-        flags: AutoAttack's own warnings, and attacks that could not run, each once.
+        adversarial: [N, C, H, W], the example that broke an image, or the image itself where no attack did.
+        broken_by: name of the first attack that broke each image; "" for robust images, "clean" for images that
+            are misclassified without an attack.
+        accuracy: robust accuracy after each attack, cumulative, in the order in which they ran.
+        flags: AutoAttack's warnings, and attacks that cannot run on this model, without duplicates.
     """
 
     adversarial: Tensor
@@ -45,60 +45,60 @@ def autoattack(
     threat: Threat,
     settings: Verify,
     on_attack: Callable[[str, int], None] = lambda name, images: None,
-    units: WorkItems | None = None,
+    work_items: WorkItems | None = None,
 ) -> AttackResult:
-    """Run the attacks of `settings` one after another, each on the images that still stand.
+    """Run the attacks of `settings` in order, each on the images that no attack has broken yet.
 
     Args:
         model: pixels to logits, in eval mode, on the device of `pixels`.
-        on_attack: is told each attack's name and how many images it is given.
-        units: does the batches; here and now by default.
+        on_attack: called before each attack with its name and its number of images.
+        work_items: runs the batches; by default in this process, without storing results.
     """
-    units = units or WorkItems()
+    work_items = work_items or WorkItems()
     result = pixels.clone()
-    stands = _predict(model, pixels, settings.batch_size) == labels
-    broken_by = ["" if ok else "clean" for ok in stands.tolist()]
+    robust = _predict(model, pixels, settings.batch_size) == labels
+    broken_by = ["" if correct else "clean" for correct in robust.tolist()]
     accuracy: dict[str, float] = {}
-    with _warnings() as flags:
+    with _captured_warnings() as flags:
         classes = model(pixels[:1]).shape[1]
-        for name in _possible(settings.attacks, classes, threat, pixels.shape[-1], flags):
-            rest = stands.nonzero().flatten()
-            if len(rest):
-                on_attack(name, len(rest))
-                found, said = _in_batches(
-                    units, model, name, pixels[rest], labels[rest], threat, settings, classes
+        for name in _applicable(settings.attacks, classes, threat, pixels.shape[-1], flags):
+            rows = robust.nonzero().flatten()
+            if len(rows):
+                on_attack(name, len(rows))
+                adversarial, warnings = _run_in_batches(
+                    work_items, model, name, pixels[rows], labels[rows], threat, settings, classes
                 )
-                flags += said
-                check_budget(found, pixels[rest], threat)
-                fell = _predict(model, found, settings.batch_size) != labels[rest]
-                result[rest[fell]] = found[fell]
-                stands[rest[fell]] = False
-                for index in rest[fell].tolist():
+                flags += warnings
+                check_budget(adversarial, pixels[rows], threat)
+                broken = _predict(model, adversarial, settings.batch_size) != labels[rows]
+                result[rows[broken]] = adversarial[broken]
+                robust[rows[broken]] = False
+                for index in rows[broken].tolist():
                     broken_by[index] = name
-            accuracy[name] = int(stands.sum()) / len(labels)
-        # The package compares the attacks of one run; here each has a run of its own.
+            accuracy[name] = int(robust.sum()) / len(labels)
+        # The package compares the attacks of one run; here each attack is a run of its own.
         clean = 1 - broken_by.count("clean") / len(labels)
         check_square_sr({"clean": clean, **accuracy}, logger=logging.getLogger(LOGGER))
     return AttackResult(result, broken_by, accuracy, list(dict.fromkeys(flags)))
 
 
-def _in_batches(
-    units: WorkItems, model: nn.Module, name: AttackName, pixels: Tensor, labels: Tensor, threat: Threat,
+def _run_in_batches(
+    work_items: WorkItems, model: nn.Module, name: AttackName, pixels: Tensor, labels: Tensor, threat: Threat,
     settings: Verify, classes: int,
 ) -> tuple[Tensor, list[str]]:  # fmt: skip
-    """Run one attack, a batch a unit; return its examples and the package's warnings."""
+    """Run one attack, one batch per work item; return its examples and the package's warnings."""
     batches = list(zip(pixels.split(settings.batch_size), labels.split(settings.batch_size), strict=True))
 
     def attack(i: int) -> Arrays:
-        with _warnings() as said:
+        with _captured_warnings() as warnings:
             examples = _run(model, name, *batches[i], threat, settings, classes)
-        return {"adversarial": examples.cpu().numpy(), "flags": to_array(said)}
+        return {"adversarial": examples.cpu().numpy(), "flags": to_array(warnings)}
 
-    given = [tensor.cpu().numpy().tobytes() for tensor in (pixels, labels)]
-    results = units.run(f"autoattack.{name}", attack, len(batches), given=given)
-    found = np.concatenate([result["adversarial"] for result in results])
-    flags = [line for result in results for line in to_lines(result["flags"])]
-    return torch.from_numpy(found).to(pixels.device), flags
+    inputs = [tensor.cpu().numpy().tobytes() for tensor in (pixels, labels)]
+    results = work_items.run(f"autoattack.{name}", attack, len(batches), depends_on=inputs)
+    adversarial = np.concatenate([result["adversarial"] for result in results])
+    warnings = [line for result in results for line in to_lines(result["flags"])]
+    return torch.from_numpy(adversarial).to(pixels.device), warnings
 
 
 def _run(
@@ -121,32 +121,40 @@ def _run(
     attack.fab.n_iter, attack.fab.n_restarts = settings.iterations, 1
     attack.fab.n_target_classes = targets
     attack.square.n_queries = settings.queries
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        found, _ = attack.run_standard_evaluation(pixels, labels, batch_size=settings.batch_size)
-    adversarial: Tensor = found.detach()
+    with isolated_rng(device):
+        examples, _ = attack.run_standard_evaluation(pixels, labels, batch_size=settings.batch_size)
+    adversarial: Tensor = examples.detach()
     return adversarial
 
 
-def _possible(
+def _applicable(
     attacks: Sequence[AttackName], classes: int, threat: Threat, size: int, flags: list[str]
 ) -> list[AttackName]:
-    """Leave out the attacks that cannot run on such a model, and say so."""
+    """Return the attacks that can run on such a model; add the reason for each other one to `flags`."""
     reasons = {}
-    for name, needed in {"apgd-dlr": 3, "apgd-t": 4}.items():
-        if classes < needed:
-            reasons[name] = f"its loss needs {needed} classes, there are {classes}"
+    for name, min_classes in {"apgd-dlr": 3, "apgd-t": 4}.items():
+        if classes < min_classes:
+            reasons[name] = f"its loss needs {min_classes} classes, the model has {classes}"
     if threat.norm == "L2" and size < 5:
-        reasons["square"] = f"under L2 it needs images of 5 pixels or more, these have {size}"
+        reasons["square"] = f"under L2 it needs images of at least 5 pixels, these have {size}"
     flags += [f"{name} not run: {reasons[name]}" for name in attacks if name in reasons]
     return [name for name in attacks if name not in reasons]
 
 
-def check_budget(found: Tensor, pixels: Tensor, threat: Threat) -> None:
-    """Raise RuntimeError if an attack left its ball or [0, 1]: its examples would count for nothing."""
-    delta = (found - pixels).flatten(1)
+def check_budget(adversarial: Tensor, pixels: Tensor, threat: Threat) -> None:
+    """Raise RuntimeError if an example lies outside the threat's ball around its image or outside [0, 1]."""
+    delta = (adversarial - pixels).flatten(1)
     size = delta.abs().amax(1) if threat.norm == "Linf" else torch.linalg.vector_norm(delta, dim=1)
-    if size.max() > threat.eps * (1 + 1e-5) + 1e-6 or found.min() < 0 or found.max() > 1:
-        raise RuntimeError(f"an attack left its budget: {threat.norm} {size.max():g} > {threat.eps:g}")
+    if size.max() > threat.eps * (1 + 1e-5) + 1e-6 or adversarial.min() < 0 or adversarial.max() > 1:
+        raise RuntimeError(
+            f"an attack exceeded its budget: {threat.norm} norm {size.max():g} > {threat.eps:g}, or pixels outside "
+            f"[0, 1]: {adversarial.min():g} to {adversarial.max():g}"
+        )
+
+
+def isolated_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Restore torch's global random state on exit: the package seeds it."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _predict(model: nn.Module, pixels: Tensor, batch_size: int) -> Tensor:
@@ -155,8 +163,8 @@ def _predict(model: nn.Module, pixels: Tensor, batch_size: int) -> Tensor:
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """Collect the package's warnings instead of printing them."""
+def _captured_warnings() -> Iterator[list[str]]:
+    """Collect the package's warnings in a list instead of printing them."""
     messages: list[str] = []
 
     class Collect(logging.Handler):

@@ -1,4 +1,4 @@
-"""Projected gradient descent, the attack that training uses (Madry et al., arXiv 1706.06083)."""
+"""Projected gradient descent (Madry et al., arXiv 1706.06083) and single-step attacks, used by training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from robust_export.recipe.schema import MAX_EPS, SingleStep, Threat
-from robust_export.utils.sharded_rng import drawn
+from robust_export.utils.sharded_rng import sharded_sample
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [N, K], labels [N]) to a sum over N
+Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [N, K], labels [N]) to the sum over the batch, a scalar
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy summed over the batch, so that each image has its own gradient."""
+    """Return the cross-entropy summed over the batch: the gradient of an image does not depend on the others."""
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
@@ -31,21 +31,19 @@ def pgd(
     start: Tensor | None = None,
     loss: Loss = cross_entropy,
 ) -> Tensor:
-    """Return images in the threat's ball around `pixels` that raise the loss.
+    """Return images in the threat's ball around `pixels` that maximise the loss.
 
         x[t+1] = project(x[t] + step_size * direction(gradient of loss at x[t]))
 
-    The direction is the gradient's sign (Linf) or the gradient over its L2 norm (L2). Only the
-    gradient with respect to the pixels is computed, none with respect to weights. The model is
-    called in the mode it is in: put it in eval mode for batch norm's sake.
+    The direction is the sign of the gradient (Linf) or the gradient divided by its L2 norm (L2). No gradient of
+    weights is computed. The model's mode is not changed: put it in eval mode, or batch norm updates its averages.
 
     Args:
         pixels: [N, C, H, W] in [0, 1].
         labels: [N].
-        step_size: in units of pixels, as eps is.
-        generator: on the CPU; starts each image at a random point of the ball. None starts at
-            the image itself.
-        start: where to start instead, in the ball.
+        step_size: in units of pixels, like eps.
+        generator: on the CPU, for a random start in the ball. None starts at the image itself.
+        start: [N, C, H, W] in the ball, to start there instead.
 
     Returns:
         [N, C, H, W] in [0, 1], at most eps from `pixels`, detached.
@@ -65,14 +63,14 @@ def single_step(
     model: nn.Module | Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, threat: Threat,
     kind: SingleStep, generator: Generator,
 ) -> Tensor:  # fmt: skip
-    """Return images that one step of the gradient made, for training that costs two passes.
+    """Return adversarial examples made by one gradient step.
 
-    n-fgsm (de Jorge et al., arXiv 2202.01181): x + noise of 2 eps, then a step of eps, no projection, so that
-    the result lies up to 3 eps from `pixels`. rs-fgsm (Wong et al., arXiv 2001.03994): a random point of the
-    ball, then a step of 1.25 eps, projected into the ball. Both stay in [0, 1].
+    n-fgsm (de Jorge et al., arXiv 2202.01181): noise of radius 2 eps, then a step of eps without projection; the
+    result lies at most 3 eps from `pixels`. rs-fgsm (Wong et al., arXiv 2001.03994): a random point of the ball,
+    then a step of 1.25 eps, projected into the ball. Both are clamped to [0, 1].
     """
-    wide = Threat(threat.norm, min(2 * threat.eps, MAX_EPS[threat.norm]))
-    start = random_start(pixels, wide if kind == "n-fgsm" else threat, generator)
+    doubled = Threat(threat.norm, min(2 * threat.eps, MAX_EPS[threat.norm]))
+    start = random_start(pixels, doubled if kind == "n-fgsm" else threat, generator)
     x = start.requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(cross_entropy(model(x), labels), [x])
@@ -82,40 +80,42 @@ def single_step(
 
 
 def project(x: Tensor, center: Tensor, threat: Threat) -> Tensor:
-    """Return the point of the ball around `center`, within [0, 1], that is nearest to `x`.
+    """Return `x` projected onto the threat's ball around `center`, then clamped to [0, 1].
 
-    For L2 the two projections follow each other; clamping to [0, 1] never leaves the ball, since
-    `center` lies in [0, 1] itself.
+    Clamping does not leave the ball, since `center` lies in [0, 1].
     """
     if threat.norm == "Linf":
-        near = torch.minimum(torch.maximum(x, center - threat.eps), center + threat.eps)
+        projected = torch.minimum(torch.maximum(x, center - threat.eps), center + threat.eps)
     else:
         delta = x - center
-        near = center + delta * (threat.eps / _l2(delta).clamp_min(1e-12)).clamp_max(1)
-    return near.clamp(0, 1)
+        projected = center + delta * (threat.eps / _l2(delta).clamp_min(1e-12)).clamp_max(1)
+    return projected.clamp(0, 1)
 
 
 def direction(gradient: Tensor, threat: Threat) -> Tensor:
-    """Return the steepest ascent of length 1 in the threat's norm."""
+    """Return the direction of steepest ascent, of length 1 in the threat's norm."""
     if threat.norm == "Linf":
         return gradient.sign()
     return gradient / _l2(gradient).clamp_min(1e-12)
 
 
 def random_start(pixels: Tensor, threat: Threat, generator: Generator) -> Tensor:
-    """Return a random point of each image's ball, clamped to [0, 1]; uniform in Linf."""
+    """Return a random point of each image's ball, clamped to [0, 1].
+
+    Linf: uniform. L2: uniform direction, radius uniform in [0, eps].
+    """
     shape, device = pixels.shape, pixels.device
     if threat.norm == "Linf":
-        noise = drawn(torch.rand, shape, generator).to(device) * 2 - 1
+        noise = sharded_sample(torch.rand, shape, generator).to(device) * 2 - 1
         return (pixels + threat.eps * noise).clamp(0, 1)
-    noise = drawn(torch.randn, shape, generator).to(device)
-    radius = drawn(torch.rand, (len(pixels), 1, 1, 1), generator).to(device)
+    noise = sharded_sample(torch.randn, shape, generator).to(device)
+    radius = sharded_sample(torch.rand, (len(pixels), 1, 1, 1), generator).to(device)
     return (pixels + threat.eps * radius * noise / _l2(noise).clamp_min(1e-12)).clamp(0, 1)
 
 
-def nearby(pixels: Tensor, threat: Threat, generator: Generator, sigma: float = 1e-3) -> Tensor:
-    """Return pixels + sigma * N(0, 1), within the ball and [0, 1]."""
-    noise = drawn(torch.randn, pixels.shape, generator).to(pixels.device)
+def gaussian_start(pixels: Tensor, threat: Threat, generator: Generator, sigma: float = 1e-3) -> Tensor:
+    """Return pixels + sigma * N(0, 1), projected onto the ball and [0, 1]."""
+    noise = sharded_sample(torch.randn, pixels.shape, generator).to(pixels.device)
     return project(pixels + sigma * noise, pixels, threat)
 
 

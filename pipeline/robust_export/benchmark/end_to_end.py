@@ -20,7 +20,7 @@ from robust_export.bundle import Bundle
 from robust_export.errors import BundleError, InvalidValue, RobustExportError, reason, unknown
 from robust_export.export.exporter import export_onnx
 from robust_export.kernels.libraries import ort_library, why_no_library
-from robust_export.nn.models import load
+from robust_export.nn.load import load
 from robust_export.nn.sparta import Sparta
 from robust_export.runtimes.classifier import Pixels
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
@@ -92,9 +92,9 @@ def bench_network(
     """Measure `file`, exported from `network`, against its peers; see `bench_bundle`."""
     _check(batches, threads, against, rounds)
     whole = OnnxRuntimeClassifier(file)
-    plane, fused, nodes = whole.plane, whole.fused_nodes(), whole.sparta_nodes
+    plane, fused, nodes = whole.input_shape, whole.fused_nodes(), whole.sparta_nodes
     runs: list[Run] = []
-    missing = {} if fused else {TITLES[FUSED]: whole.why_stock() or "no node ran fused"}
+    missing = {} if fused else {TITLES[FUSED]: whole.why_not_fused() or "no node ran fused"}
     with tempfile.TemporaryDirectory() as folder:
         twin = Path(folder) / "relu.onnx"
         if {"relu", "openvino-relu"} & set(against):

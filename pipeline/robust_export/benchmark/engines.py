@@ -22,13 +22,13 @@ from robust_export.export.bundle_onnx import BF16_OPSET
 from robust_export.export.cast import cast_model
 from robust_export.export.exporter import DEFAULT_OPSET, to_onnx
 from robust_export.export.tensorrt.builder import Batch, Options
-from robust_export.export.tensorrt.engines import build, describe, parse
-from robust_export.export.tensorrt.graph import read
-from robust_export.nn.models import load
+from robust_export.export.tensorrt.engines import build_engines, engine_facts, parse_network
+from robust_export.export.tensorrt.graph import read_graph
+from robust_export.nn.load import load
 from robust_export.runtimes.classifier import Pixels
 from robust_export.runtimes.tensorrt.classifier import TensorRTClassifier
-from robust_export.runtimes.tensorrt.gpu_info import gpu
-from robust_export.runtimes.tensorrt.variants import find
+from robust_export.runtimes.tensorrt.gpu_info import gpu_capability
+from robust_export.runtimes.tensorrt.variants import load_variant
 from robust_export.utils.provenance import machine, now, versions
 from robust_export.utils.timing import Call, measure
 
@@ -68,7 +68,7 @@ def bench_engines(
             raise unknown("peer", peer, PEERS)
     if precision not in ("fp32", *HALVES):
         raise unknown("precision", precision, ("fp32", *HALVES))
-    if gpu() is None:
+    if gpu_capability() is None:
         raise ArtifactError("engines are measured on a GPU, and CUDA sees none here")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     network, spec = load(opened), opened.recipe().model
@@ -123,11 +123,11 @@ def _engine(file: Path, plugin: str, precision: str, pixels: Pixels) -> TensorRT
     """Return an engine that was built for this batch, and has run on it once."""
     batch = len(pixels)
     options = Options(Batch(batch, batch, batch))
-    parsed = parse(read(file, plugin), precision, find())
-    engine = next(build(parsed, (), options))
+    parsed = parse_network(read_graph(file, plugin), precision, load_variant())
+    engine = next(build_engines(parsed, (), options))
     plan = file.with_suffix(".engine")
     plan.write_bytes(engine.plan)
-    classifier = TensorRTClassifier(plan, facts=describe(parsed, engine, options))
+    classifier = TensorRTClassifier(plan, facts=engine_facts(parsed, engine, options))
     classifier(pixels)
     return classifier
 

@@ -21,13 +21,13 @@ from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import Bundle
 from robust_export.data.datasets import load_dataset
 from robust_export.errors import RobustExportError
-from robust_export.nn.models import load
-from robust_export.recipe.recipe_file import parse, tables
+from robust_export.nn.load import load
+from robust_export.recipe.recipe_file import parse, to_tables
 from robust_export.training.checkpoint import FOLDER
 from robust_export.training.run import train
 from robust_export.utils.device import find_device
 from robust_export.utils.files import write_json
-from robust_export.utils.stop import Stop
+from robust_export.utils.stop import StopRequest
 from robust_export.utils.work_items import WorkItems
 
 
@@ -58,7 +58,9 @@ class Job:
         return found if theirs == parse(self.recipe, str(self.folder)) else None
 
 
-def work(job: Job, stop: Stop | None = None, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def work(
+    job: Job, stop: StopRequest | None = None, on_step: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Train and attack, going on where it was interrupted; return and keep the result.
 
     "robust_accuracy" is from AutoAttack with the recipe's [verify] budgets on its test images, never from the
@@ -75,7 +77,7 @@ def work(job: Job, stop: Stop | None = None, on_step: Callable[[], None] = lambd
         )  # fmt: skip
         facts = bundle.manifest["provenance"]
         result: dict[str, Any] = {
-            "recipe": tables(bundle.recipe()), "seed": facts["seed"], "val": facts["val"],
+            "recipe": to_tables(bundle.recipe()), "seed": facts["seed"], "val": facts["val"],
             "best_epoch": facts["best_epoch"], "stopped": facts.get("stopped"),
             "sparta_from": facts.get("sparta_from"), "data": facts["data"],
             "weights_sha256": bundle.manifest["files"]["weights.safetensors"]["sha256"],
@@ -97,7 +99,7 @@ def _attack(bundle: Bundle, job: Job) -> dict[str, Any]:
     units = WorkItems(bundle.path / "checkpoints" / f"compare-{weights[:16]}")
     found = autoattack(
         load(bundle).to(device).requires_grad_(False), pixels.to(device), labels.to(device),
-        bundle.threat, settings, units=units,
+        bundle.threat, settings, work_items=units,
     )  # fmt: skip
     broken = Counter(found.broken_by)
     n = len(labels)
@@ -120,17 +122,17 @@ def one_thread() -> Iterator[None]:
 
 def main(job_file: str) -> int:
     """Run the job of a file; a signal lets the step finish and saves the state."""
-    stop, parent = Stop(), os.getppid()
+    stop, parent = StopRequest(), os.getppid()
 
     def watch_parent() -> None:
-        """Stop where the process that started this one is gone: another may start the same run."""
+        """StopRequest where the process that started this one is gone: another may start the same run."""
         if os.getppid() != parent:
-            stop.asked = True
+            stop.requested = True
 
     def ask(*_: object) -> None:
-        if stop.asked or not stop.heard:
+        if stop.requested or not stop.observed:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.requested = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)

@@ -20,9 +20,10 @@ from robust_export.comparison.plan import Arm, Plan, slug
 from robust_export.comparison.report import ArmResult, Comparison, SeedResult
 from robust_export.data.source import digest_of
 from robust_export.errors import InvalidValue, RobustExportError, SpartaMismatch, TrainingError
-from robust_export.nn.models import build_model, split_name
+from robust_export.nn.build import build_model
+from robust_export.nn.model_names import split_name
 from robust_export.nn.sparta_file import save_sparta
-from robust_export.recipe.recipe_file import tables, to_toml
+from robust_export.recipe.recipe_file import to_tables, to_toml
 from robust_export.recipe.schema import Recipe
 from robust_export.utils.files import write_json
 
@@ -65,7 +66,7 @@ def compare(
     for arm, seed in _pairs(plan, plan.seeds):
         recipe = plan.recipe(arm, seed, _folder(sources[arm.name, seed]), rates[arm.name])
         place = folder / "runs" / slug(arm.name) / f"seed-{seed}"
-        wanted[arm.name, seed] = Job(place, tables(recipe), device)
+        wanted[arm.name, seed] = Job(place, to_tables(recipe), device)
     results = pool.run(list(wanted.values()))
 
     def seeds_of(arm: Arm) -> list[SeedResult]:
@@ -113,7 +114,7 @@ def source_job(plan: Plan, arm: Arm, seed: int, folder: Path, device: str) -> Jo
         return None
     recipe = plan.source_recipe(arm, seed)
     name = f"{slug(arm.source.backbone)}-{_digest(recipe)}"
-    return Job(folder / "sources" / name / f"seed-{seed}", tables(recipe), device, attack=False)
+    return Job(folder / "sources" / name / f"seed-{seed}", to_tables(recipe), device, attack=False)
 
 
 def choose_rates(
@@ -130,7 +131,7 @@ def choose_rates(
         for rate in plan.rates:
             recipe = plan.recipe(arm, seed, _folder(sources[arm.name, seed]), rate)
             place = folder / "rates" / slug(arm.name) / f"lr-{recipe.train.lr:g}"
-            wanted[arm.name, rate] = Job(place, tables(recipe), pool.device, attack=False)
+            wanted[arm.name, rate] = Job(place, to_tables(recipe), pool.device, attack=False)
     found = pool.run(list(wanted.values()))
 
     def score(arm: Arm, rate: float) -> float:

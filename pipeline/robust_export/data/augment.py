@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torchvision.transforms import v2
 
-from robust_export.utils.sharded_rng import drawn
+from robust_export.utils.sharded_rng import sharded_sample
 
 
 def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Tensor:
@@ -25,7 +25,7 @@ def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Ten
     if shift:
         pixels = _translate(pixels, shift, generator)
     if flip:
-        mirrored = drawn(torch.rand, (len(pixels),), generator).lt(0.5).to(pixels.device)
+        mirrored = sharded_sample(torch.rand, (len(pixels),), generator).lt(0.5).to(pixels.device)
         pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels)
     return pixels
 
@@ -67,7 +67,7 @@ def _translate(pixels: Tensor, shift: int, generator: Generator) -> Tensor:
     n, c, h, w = pixels.shape
     padded = F.pad(pixels, (shift, shift, shift, shift))
     sample = partial(torch.randint, 0, 2 * shift + 1)
-    offsets = drawn(sample, (2, n), generator, dim=1).to(pixels.device)
+    offsets = sharded_sample(sample, (2, n), generator, dim=1).to(pixels.device)
     rows = offsets[0, :, None] + torch.arange(h, device=pixels.device)
     columns = offsets[1, :, None] + torch.arange(w, device=pixels.device)
     image = torch.arange(n, device=pixels.device)[:, None, None, None]

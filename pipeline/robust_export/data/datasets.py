@@ -108,10 +108,10 @@ def batches(
     images: Images, batch_size: int, *, shuffle_seed: int | None = None, workers: int = 0
 ) -> Iterator[Batch]:
     """Yield the split batch by batch, in order, or in the order that `shuffle_seed` gives."""
-    yield from fetch(images, chunks(len(images), batch_size, shuffle_seed), workers)
+    yield from load_batches(images, batch_indices(len(images), batch_size, shuffle_seed), workers)
 
 
-def chunks(count: int, batch_size: int, shuffle_seed: int | None) -> list[list[int]]:
+def batch_indices(count: int, batch_size: int, shuffle_seed: int | None) -> list[list[int]]:
     """Return the indices 0 to count - 1 batch by batch, in order, or in the order that the seed gives.
 
     A shuffled pass leaves out the last images where a single one would be over: batch norm has no
@@ -125,7 +125,7 @@ def chunks(count: int, batch_size: int, shuffle_seed: int | None) -> list[list[i
     return [chunk.tolist() for chunk in order.split(batch_size)]
 
 
-def fetch(images: Batched, wanted: list[list[int]], workers: int = 0) -> Iterator[Batch]:
+def load_batches(images: Batched, wanted: list[list[int]], workers: int = 0) -> Iterator[Batch]:
     """Yield the batches of these indices, fetched here or by so many processes."""
     if workers == 0:
         yield from map(images.batch, wanted)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Generator
 
-from robust_export.data.datasets import Batch, Images, batch_count, chunks, fetch
+from robust_export.data.datasets import Batch, Images, batch_count, batch_indices, load_batches
 from robust_export.data.folder import training_images
 from robust_export.errors import DataError, InvalidValue
 from robust_export.utils.sharded_rng import ShardedGenerator
@@ -37,9 +37,9 @@ class Feed:
         ratio: float = 0.0,
     ) -> None:
         self.images, self.extra, self.workers = images, extra, workers
-        self.drawn = round(ratio * batch_size) if extra is not None else 0
-        self.own = batch_size - self.drawn
-        if self.own < 1:
+        self.extra_per_batch = round(ratio * batch_size) if extra is not None else 0
+        self.own_per_batch = batch_size - self.extra_per_batch
+        if self.own_per_batch < 1:
             raise InvalidValue(
                 f"data.extra_ratio {ratio:g} leaves no place for the data set's own images in a batch of "
                 f"{batch_size}; give a smaller one"
@@ -47,12 +47,12 @@ class Feed:
 
     def __len__(self) -> int:
         """Return how many batches an epoch has."""
-        return batch_count(self.images, self.own)
+        return batch_count(self.images, self.own_per_batch)
 
-    def count(self, step: int) -> int:
+    def batch_size_at(self, step: int) -> int:
         """Return how many images batch number `step` has."""
-        total = len(self.images) - (len(self.images) % self.own == 1 and len(self.images) > 1)
-        return min(self.own, total - step * self.own) + self.drawn
+        total = len(self.images) - (len(self.images) % self.own_per_batch == 1 and len(self.images) > 1)
+        return min(self.own_per_batch, total - step * self.own_per_batch) + self.extra_per_batch
 
     def epoch(self, seed: int, skip: int = 0, share: ShardedGenerator | None = None) -> Iterator[Batch]:
         """Yield the batches of the epoch with this seed, from number `skip` on.
@@ -60,15 +60,15 @@ class Feed:
         Args:
             share: says which part of each batch is this process's; None gives whole batches.
         """
-        wanted = chunks(len(self.images), self.own, seed)
+        wanted = batch_indices(len(self.images), self.own_per_batch, seed)
         if self.extra is not None:
             generator = Generator().manual_seed(seed * EXTRA_SEED % 2**63)
-            shape = (len(wanted), self.drawn)
+            shape = (len(wanted), self.extra_per_batch)
             draws = torch.randint(len(self.extra), shape, generator=generator) + len(self.images)
             wanted = [[*chunk, *more] for chunk, more in zip(wanted, draws.tolist(), strict=True)]
         if share is not None:
-            wanted = [chunk[share.of(len(chunk)).mine] for chunk in wanted]
-        yield from fetch(self, wanted[skip:], self.workers)
+            wanted = [chunk[share.for_batch(len(chunk)).shard] for chunk in wanted]
+        yield from load_batches(self, wanted[skip:], self.workers)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the images at `indices`; from len(images) on they are the extra ones."""
@@ -84,7 +84,7 @@ class Feed:
         return torch.cat([pixels, theirs[0]]), torch.cat([labels, theirs[1]])
 
 
-def load_extra(spec: str, images: Images, image_size: int, in_chans: int) -> Images:
+def load_extra_images(spec: str, images: Images, image_size: int, in_chans: int) -> Images:
     """Return the extra training images of `folder:PATH`, labelled with the classes of `images`.
 
     Every class sub-folder is named as a class of the data set; a class may be missing.

@@ -1,3 +1,3 @@
-"""The operator's name in ONNX files, and its version there and in files of Sparta functions."""
+"""Domain, name and version of the ONNX operator."""
 
 DOMAIN, OPERATOR, VERSION = "ai.sparta", "Sparta", 1

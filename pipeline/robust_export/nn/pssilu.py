@@ -1,4 +1,4 @@
-"""Learnt pointwise activations that neither torch nor timm has."""
+"""PSSiLU, a learnable pointwise activation that neither torch nor timm has."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 
 class ParametricShiftedSiLU(nn.Module):
-    """PSSiLU(x) = x * (sigmoid(alpha * x) - beta) / (1 - beta), alpha and beta learnt; it starts as SiLU.
+    """PSSiLU(x) = x * (sigmoid(alpha * x) - beta) / (1 - beta) with learnable scalars alpha and beta.
 
-    Dai, Mahloujifar & Mittal, "Parameterizing activation functions for adversarial robustness",
-    arXiv 2110.05626. alpha is how sharply it bends, beta (below 1) how far it rises for negative x.
+    It starts as SiLU (alpha = 1, beta = 0). alpha sets the sharpness of the bend, beta < 1 the height for
+    negative x. From Dai, Mahloujifar & Mittal, "Parameterizing activation functions for adversarial
+    robustness", arXiv 2110.05626.
 
-    Shape: any, kept.
+    Shape: any, unchanged.
     """
 
     def __init__(self) -> None:

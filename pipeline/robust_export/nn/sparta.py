@@ -2,13 +2,13 @@
 
     Sparta(x; w, b) = relu(x) * (2 * sigmoid(w (*) x + b))
 
-`(*)` is a depthwise cross-correlation of stride 1 with zero padding k // 2. The gate lies in
-[0, 2]; w = 0, b = 0 makes it exactly 1 and the function exactly ReLU.
+`(*)` is a depthwise cross-correlation of stride 1 with zero padding k // 2. The gate, 2 * sigmoid(.), lies in
+[0, 2]. With w = 0 and b = 0 it is exactly 1, and Sparta is exactly ReLU.
 
-The idea (spatially attentive, input-dependent, transferable between CNNs and data sets) is that of
-Purohit et al., arXiv 2105.08269; this closed form is this project's own (see docs/sparta.md).
+The idea (spatially attentive, input-dependent, transferable between CNNs and data sets) is from Guo,
+Juefei-Xu, Zhou, Feng, Liu & Wang, arXiv 2105.08269. The closed form is this project's own, see docs/sparta.md.
 
-This file is the reference: the ONNX function body and every kernel are tested against it.
+The ONNX function body and all kernels are tested against this module.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ def sparta(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return relu(x) * (2 * sigmoid(weight (*) x + bias)).
 
     Args:
-        x: [N, C, H, W], float32, float16 or bfloat16 (float64 is accepted, for tests).
-        weight: [C, 1, k, k], depthwise kernel, k odd.
-        bias: [C].
+        x: feature map [N, C, H, W], float32, float16 or bfloat16 (float64 in tests).
+        weight: depthwise kernel of the gate [C, 1, k, k], k odd.
+        bias: of the gate, [C].
 
     Returns:
-        [N, C, H, W] in the dtype of `x`. The gate and the product are computed in float32 (float64
-        for a float64 `x`) and rounded once.
+        [N, C, H, W] in the dtype of `x`. Gate and product are computed in float32 (float64 for a float64 `x`)
+        and rounded once.
 
     Raises:
-        InvalidValue: if the shapes do not fit each other, or x is of integers.
+        InvalidValue: if the shapes do not match, or `x` is not floating-point.
     """
     if not x.is_floating_point():
-        raise InvalidValue(f"Sparta needs floating-point planes; received {x.dtype}")
+        raise InvalidValue(f"Sparta needs a floating-point feature map; received {x.dtype}")
     check_shapes(tuple(x.shape), tuple(weight.shape), tuple(bias.shape))
-    wide_x, attention = _attention(x, weight, bias)
-    if torch.is_grad_enabled() and attention.requires_grad and not torch.compiler.is_compiling():
-        return gated(wide_x, attention).to(x.dtype)
-    gate = 2 * torch.sigmoid(attention)  # the gate is doubled, not x: float16 would overflow
+    wide_x, preactivation = _preactivation(x, weight, bias)
+    if torch.is_grad_enabled() and preactivation.requires_grad and not torch.compiler.is_compiling():
+        return sparta_product(wide_x, preactivation).to(x.dtype)
+    gate = 2 * torch.sigmoid(preactivation)  # double the gate, not x: float16 would overflow
     return (F.relu(wide_x) * gate).to(x.dtype)
 
 
 def sparta_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return x * sigmoid(weight (*) x + bias), the form of research that starts at SiLU.
+    """Return x * sigmoid(weight (*) x + bias), a variant for research that starts as SiLU.
 
-    Shapes and dtypes are those of `sparta`. It has no kernel and no ONNX operator.
+    Shapes and dtypes as in `sparta`. There is no kernel and no ONNX operator for it.
     """
     check_shapes(tuple(x.shape), tuple(weight.shape), tuple(bias.shape))
-    wide_x, attention = _attention(x, weight, bias)
-    return (wide_x * torch.sigmoid(attention)).to(x.dtype)
+    wide_x, preactivation = _preactivation(x, weight, bias)
+    return (wide_x * torch.sigmoid(preactivation)).to(x.dtype)
 
 
-def _attention(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _preactivation(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return x and weight (*) x + bias, both in float32 (float64 for a float64 `x`)."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    # Autocast would round the gate's input to half precision, whatever dtype it is given.
+    # Autocast would round the preactivation to half precision whatever its input dtype.
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
@@ -90,15 +90,18 @@ def check_shapes(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, .
 
 
 class Sparta(nn.Module):
-    """The Sparta activation with its learnt gate; it starts as ReLU (weight and bias are zero).
+    """The Sparta activation with a learnable gate; it starts as ReLU (weight and bias are zero).
 
     Args:
-        channels: C, the width of the planes it attends to.
-        kernel_size: k, the odd side of the neighbourhood the gate reads. 1 makes it a rectified
-            per-channel Swish, 2 * relu(x) * sigmoid(w * x + b).
-        form: "relu", or "silu" for x * sigmoid(w (*) x + b), which starts as SiLU (w is 1 in its centre).
+        channels: C, the width of the feature map.
+        kernel_size: k, side of the gate's kernel, odd. With 1, Sparta is a rectified per-channel Swish,
+            2 * relu(x) * sigmoid(w * x + b).
+        form: "relu", or "silu" for x * sigmoid(w (*) x + b), which starts as SiLU (w is 1 at its centre).
 
-    Shape: [N, C, H, W] to [N, C, H, W], dtype kept.
+    Attributes:
+        function: computes the form "relu"; a fused implementation can take its place.
+
+    Shape: [N, C, H, W] to [N, C, H, W] of the same dtype.
     """
 
     def __init__(self, channels: int, kernel_size: int = 3, form: SpartaForm = "relu") -> None:
@@ -108,7 +111,7 @@ class Sparta(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise InvalidValue(f"Sparta needs an odd kernel_size of 1 or more; received {kernel_size}")
         self.form = form
-        self.function: Callable[[Tensor, Tensor, Tensor], Tensor] = sparta  # or another that computes it
+        self.function: Callable[[Tensor, Tensor, Tensor], Tensor] = sparta
         self.weight = nn.Parameter(torch.zeros(channels, 1, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(channels))
         if form == "silu":
@@ -144,46 +147,55 @@ class Sparta(nn.Module):
 
 
 def sparta_modules(module: nn.Module) -> dict[str, Sparta]:
-    """Return the network's distinct Sparta modules by the first name each goes by."""
+    """Return the network's distinct Sparta modules, each by its first name."""
     return {name: child for name, child in module.named_modules() if isinstance(child, Sparta)}
 
 
-class Gate(torch.autograd.Function):
-    """(x, a) to (y, s), all of one shape and floating-point type; differentiable as often as one likes."""
+class SpartaProduct(torch.autograd.Function):
+    """y = relu(x) * (2 s) with s = sigmoid(a), for x and a of the same shape and floating-point dtype.
+
+        dy/dx = [x > 0] * 2 s
+        dy/da = 2 relu(x) * s * (1 - s)
+
+    It saves two tensors, x and s, where autograd saves four, and rounds as autograd does: values and gradients
+    are bit-identical to autograd's. s is an output as well, so that the gradient can be differentiated again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        share = torch.sigmoid(attention)
-        ctx.save_for_backward(x, share)
+    def forward(ctx: Any, x: Tensor, preactivation: Tensor) -> tuple[Tensor, Tensor]:
+        sigmoid = torch.sigmoid(preactivation)
+        ctx.save_for_backward(x, sigmoid)
         ctx.set_materialize_grads(False)
-        return torch.relu(x).mul_(2 * share), share
+        return torch.relu(x).mul_(2 * sigmoid), sigmoid
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, of_share: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, share = ctx.saved_tensors
-        if torch.is_grad_enabled() or gradient is None:  # somebody will differentiate the gradient itself
-            return _again(x, share, gradient, of_share)
-        through = torch.ops.aten.threshold_backward(gradient, x, 0).mul_(2)
-        of_attention = x * through
-        if of_share is not None:
-            of_attention += of_share
-        torch.ops.aten.sigmoid_backward.grad_input(of_attention, share, grad_input=of_attention)
-        return through.mul_(share), of_attention
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_sigmoid: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        x, sigmoid = ctx.saved_tensors
+        if torch.is_grad_enabled() or grad_output is None:  # the gradient is differentiated again
+            return _differentiable_backward(x, sigmoid, grad_output, grad_sigmoid)
+        grad_relu = torch.ops.aten.threshold_backward(grad_output, x, 0).mul_(2)
+        grad_preactivation = x * grad_relu
+        if grad_sigmoid is not None:
+            grad_preactivation += grad_sigmoid
+        torch.ops.aten.sigmoid_backward.grad_input(grad_preactivation, sigmoid, grad_input=grad_preactivation)
+        return grad_relu.mul_(sigmoid), grad_preactivation
 
 
-def gated(x: Tensor, attention: Tensor) -> Tensor:
-    """Return relu(x) * (2 * sigmoid(attention))."""
-    result: Tensor = Gate.apply(x, attention)[0]
+def sparta_product(x: Tensor, preactivation: Tensor) -> Tensor:
+    """Return relu(x) * (2 * sigmoid(preactivation)), differentiable any number of times."""
+    result: Tensor = SpartaProduct.apply(x, preactivation)[0]
     return result
 
 
-def _again(
-    x: Tensor, share: Tensor, gradient: Tensor | None, of_share: Tensor | None
+def _differentiable_backward(
+    x: Tensor, sigmoid: Tensor, grad_output: Tensor | None, grad_sigmoid: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
-    """Return the gradients in x and a by operations that autograd follows."""
-    slope = share * (1 - share)
-    if gradient is None:
-        return None, slope * (0 if of_share is None else of_share)
-    through = 2 * gradient * (x > 0)
-    toward = x * through if of_share is None else x * through + of_share
-    return through * share, toward * slope
+    """Return the gradients of x and the preactivation, by operations that autograd records."""
+    slope = sigmoid * (1 - sigmoid)
+    if grad_output is None:
+        return None, slope * (0 if grad_sigmoid is None else grad_sigmoid)
+    grad_relu = 2 * grad_output * (x > 0)
+    total = x * grad_relu if grad_sigmoid is None else x * grad_relu + grad_sigmoid
+    return grad_relu * sigmoid, total * slope

@@ -1,7 +1,7 @@
-"""A Sparta function: the table {key: (w, b)} of a network, saved and loaded on its own.
+"""Save, load and freeze a Sparta function: the table {key: (w, b)} of a network.
 
-A key is a width ("64") where all activations of one width share one gate, and a site's name otherwise. The
-file is safetensors, with format, version, sharing and form in its metadata.
+A key is a width ("64") if all sites of a width share a gate, otherwise the name of a site. The file is
+safetensors; its metadata holds "format", "version" (of this file format), "share" and "form".
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ FILE_VERSION = 1
 
 
 def sparta_table(module: nn.Module) -> dict[str, Sparta]:
-    """Return the network's Sparta function: its modules keyed by width, or by site.
-
-    Keys are widths (`"64"`) where every width has one module, sites' names otherwise.
+    """Return the network's Sparta modules by width ("64") if each width has one, otherwise by site.
 
     Raises:
         SpartaMismatch: if the network has no Sparta.
@@ -38,13 +36,13 @@ def sparta_table(module: nn.Module) -> dict[str, Sparta]:
 
 
 def freeze_sparta(module: nn.Module) -> None:
-    """Stop the network's Sparta function from learning (its gradients are not computed)."""
+    """Exclude the network's Sparta function from training (`requires_grad` becomes False)."""
     for child in sparta_modules(module).values():
         child.requires_grad_(False)
 
 
 def save_sparta(module: nn.Module, path: str | Path) -> Path:
-    """Write the network's Sparta function, and nothing else of it, to a safetensors file."""
+    """Write the network's Sparta function to a safetensors file; return its path."""
     table = sparta_table(module)
     tensors = {
         f"{key}.{name}": tensor.detach().to("cpu").contiguous()
@@ -59,19 +57,17 @@ def save_sparta(module: nn.Module, path: str | Path) -> Path:
 
 
 def load_sparta(module: nn.Module, path: str | Path) -> None:
-    """Load a Sparta function into a network that has every width (or site) it needs.
-
-    A function may know more widths than the network has; those are left out.
+    """Load a Sparta function into a network; widths (or sites) that the network lacks are ignored.
 
     Raises:
-        SpartaMismatch: if `path` holds no Sparta function, or one that lacks a width of the
-            network or has another kernel size or form; the message lists both sides.
+        SpartaMismatch: if `path` is no Sparta function, lacks a width (or site) of the network, or has another
+            kernel size or form.
     """
     saved, form = _read_table(Path(path))
     table = sparta_table(module)
-    if needed := next((child.form for child in table.values() if child.form != form), ""):
+    if other := next((child.form for child in table.values() if child.form != form), ""):
         raise SpartaMismatch(
-            f"{path} has the form {form!r}, the network needs {needed!r}: give the same sparta.form"
+            f"{path} has the form {form!r}, the network has {other!r}: give the same sparta.form"
         )
     missing = sorted(table.keys() - saved.keys(), key=lambda key: (len(key), key))
     if missing:
@@ -79,16 +75,16 @@ def load_sparta(module: nn.Module, path: str | Path) -> None:
             f"the Sparta function in {path} does not fit this network: it lacks "
             f"{', '.join(missing)}\n  network has:  {', '.join(table)}\n"
             f"  function has: {', '.join(saved)}\n"
-            "Train one on a backbone that has these widths, or share gates the same way."
+            "Give one from a backbone with these widths and with the same sparta.share."
         )
     for key, child in table.items():
         for name, parameter in child.named_parameters():
             tensor = saved[key].get(name)
             if tensor is None or tensor.shape != parameter.shape:
-                found = "nothing" if tensor is None else list(tensor.shape)
+                received = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
                 raise SpartaMismatch(
-                    f"{path}: {key}.{name} has shape {found}, the network needs "
-                    f"{list(parameter.shape)} (is the kernel size the same?)"
+                    f"{path}: {key}.{name} {received}, the network needs {list(parameter.shape)} "
+                    "(is the kernel size the same?)"
                 )
     with torch.no_grad():
         for key, child in table.items():
@@ -97,7 +93,7 @@ def load_sparta(module: nn.Module, path: str | Path) -> None:
 
 
 def _read_table(path: Path) -> tuple[Mapping[str, Mapping[str, Tensor]], str]:
-    """Return the tensors of a file by key and name, and its form."""
+    """Return the file's tensors by key and name, and its form."""
     table: dict[str, dict[str, Tensor]] = {}
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -114,25 +110,7 @@ def _read_table(path: Path) -> tuple[Mapping[str, Mapping[str, Tensor]], str]:
         )
     if metadata.get("version") != str(FILE_VERSION):
         raise SpartaMismatch(
-            f"{path} is of version {metadata.get('version')} of Sparta; this robust-export knows "
+            f"{path} has version {metadata.get('version')} of the file format; this robust-export reads version "
             f"{FILE_VERSION}. Upgrade robust-export, or train the function again."
         )
     return table, metadata.get("form", "relu")
-
-
-def scramble_sparta(module: nn.Module, seed: int) -> None:
-    """Put the values of each weight and bias at random places: the same values, another function."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for child in sparta_modules(module).values():
-            for parameter in (child.weight, child.bias):
-                order = torch.randperm(parameter.numel(), generator=generator)
-                parameter.copy_(parameter.flatten()[order.to(parameter.device)].view_as(parameter))
-
-
-def keep_bias_only(module: nn.Module) -> None:
-    """Make the gates constant, sigmoid(b): their weights become zero and stop learning."""
-    for child in sparta_modules(module).values():
-        with torch.no_grad():
-            child.weight.zero_()
-        child.weight.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A network's weights by name, each once, however many places share them."""
+"""A network's tensors by name, shared ones once, and loading them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from robust_export.errors import InvalidValue
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's parameters and persistent buffers, each once, by the first name it goes by."""
-    kept = module.state_dict().keys()
+    """Return the module's parameters and persistent buffers; a shared tensor appears once, by its first name."""
+    persistent = module.state_dict().keys()
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor for name, tensor in named.items() if name in kept}
+    return {name: tensor for name, tensor in named.items() if name in persistent}
 
 
 def load_tensors(module: nn.Module, saved: dict[str, Tensor]) -> None:
@@ -22,8 +22,10 @@ def load_tensors(module: nn.Module, saved: dict[str, Tensor]) -> None:
         InvalidValue: unless names and shapes are exactly those of `tensors(module)`.
     """
     own = tensors(module)
-    if missing := sorted(own.keys() ^ saved.keys()):
-        raise InvalidValue(f"{len(missing)} tensors are on one side only: {', '.join(missing[:5])}")
+    if unmatched := sorted(own.keys() ^ saved.keys()):
+        raise InvalidValue(
+            f"{len(unmatched)} tensors are only in the network or only in the file: {', '.join(unmatched[:5])}"
+        )
     for name, tensor in own.items():
         if tensor.shape != saved[name].shape:
             raise InvalidValue(f"{name} is {list(saved[name].shape)}, expected {list(tensor.shape)}")

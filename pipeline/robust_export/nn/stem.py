@@ -1,4 +1,4 @@
-"""What timm knows of a network's ends, and the stem that small images need."""
+"""Replace a backbone's stem by one that keeps the resolution of small images."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Any
 import timm
 from torch import nn
 
-SMALL_IMAGE = 64  # pixels; up to this size the first convolution keeps the resolution
+SMALL_IMAGE = 64  # pixels; images up to this size get the stem that keeps their resolution
 
 STEM_POOLS = ("maxpool", "stem.pool", "features.pool0", "pool0", "layer0.pool0", "features.conv1_pool")
 
 
 def keep_resolution(backbone: nn.Module, timm_name: str) -> None:
-    """Give the backbone the stem of CIFAR networks, whose first stage sees every pixel."""
-    for name in names(timm_config(timm_name).first_conv):
+    """Replace, in place, the first convolution by a 3x3 one of stride 1, and remove the stem's max-pool."""
+    config: Any = timm.get_pretrained_cfg(timm_name)
+    for name in layer_names(config.first_conv):
         conv = backbone.get_submodule(name)
         if not isinstance(conv, nn.Conv2d) or conv.stride == (1, 1):
             continue
         if conv.kernel_size == (1, 1):
             conv.stride = (1, 1)
             continue
-        # Of the same class: normaliser-free networks rely on its weight standardisation.
+        # Keep the class: normaliser-free networks need its weight standardisation.
         small = type(conv)(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
-        if hasattr(conv, "scale"):  # gamma / sqrt(fan in), and the fan is another
+        if hasattr(conv, "scale"):  # gamma / sqrt(fan_in): keep gamma
             small.scale = conv.scale * (conv.weight[0].numel() / small.weight[0].numel()) ** 0.5
         backbone.set_submodule(name, small)
     modules = dict(backbone.named_modules())
@@ -34,10 +35,6 @@ def keep_resolution(backbone: nn.Module, timm_name: str) -> None:
             backbone.set_submodule(name, nn.Identity())
 
 
-def timm_config(timm_name: str) -> Any:
-    """Return what timm knows of a network: its normalisation, the names of its first and last layer."""
-    return timm.get_pretrained_cfg(timm_name)
-
-
-def names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def layer_names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return a timm configuration's entry (None, one layer name or several) as a tuple."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())

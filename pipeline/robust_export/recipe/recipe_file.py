@@ -36,11 +36,11 @@ def parse(tables: Tables, source: str = "recipe") -> Recipe:
             raise unknown(f"section in {source}", section, SECTIONS)
         if not isinstance(table, Mapping):
             raise InvalidValue(f"{source}: {section} is {table!r}; expected a section [{section}]")
-        sections[section] = build(SECTIONS[section], table, f"{source}: [{section}]")
+        sections[section] = dataclass_from_table(SECTIONS[section], table, f"{source}: [{section}]")
     return Recipe(**sections)
 
 
-def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+def dataclass_from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     """Return the dataclass `kind` from a table, or raise an error that names the key."""
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     extra = {key: value for key, value in table.items() if key not in known}
@@ -96,7 +96,7 @@ def merge(*layers: Tables) -> dict[str, dict[str, Any]]:
     return merged
 
 
-def tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Return the recipe as plain tables, timm's keyword arguments laid flat in [model]."""
     result = asdict(recipe)
     result["model"].update(result["model"].pop("options"))
@@ -105,12 +105,12 @@ def tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def to_toml(recipe: Recipe) -> str:
     """Return the complete recipe as TOML; `parse` of it gives an equal recipe."""
-    return tomli_w.dumps(tables(recipe))
+    return tomli_w.dumps(to_tables(recipe))
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """Return a line for every key in which two recipes differ, "train.lr: 0.1, 0.2"."""
-    a, b = tables(one), tables(other)
+    a, b = to_tables(one), to_tables(other)
     return [
         f"{section}.{key}: {a[section].get(key)!r}, {b[section].get(key)!r}"
         for section in a

@@ -32,12 +32,13 @@ Norm = Literal["Linf", "L2"]
 MethodName = Literal["pgd-at", "trades", "mart", "fast", "standard"]
 SingleStep = Literal["n-fgsm", "rs-fgsm"]
 SpartaForm = Literal["relu", "silu"]
+Sharing = Literal["width", "site"]
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 Number = Annotated[float, BeforeValidator(fraction)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Fractional = Annotated[Number, Field(ge=0, lt=1)]
-Share = Annotated[Number, Field(ge=0, le=1)]
+Proportion = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
@@ -45,7 +46,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 BETA: Mapping[str, float] = {"trades": 6.0, "mart": 5.0}  # as their authors set them
 
-MAX_GAP: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.15, "int8": 0.25}
+MAX_LOGIT_DIFFERENCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.15, "int8": 0.25}
 MIN_AGREEMENT: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.98, "bf16": 0.95, "int8": 0.95}
 MAX_FLIP_MARGIN: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.15, "int8": 0.5}
 
@@ -94,7 +95,7 @@ class Model:
 class SpartaOptions:
     """The learnt activation: who shares a gate, how far it looks, how fast it learns."""
 
-    share: Literal["width", "site"] = "width"
+    share: Sharing = "width"
     kernel_size: Literal[1, 3, 5, 7] = 3
     lr_multiple: NonNegative = 5.0  # of the network's learning rate
     load: str = ""  # a sparta.safetensors, or the bundle that has one, to start from
@@ -192,10 +193,10 @@ class Verify:
     ascent: Natural = 50  # steps of the black-box search for the largest logit gap
     max_drop: Fractional = 0.02  # of accuracy, clean and robust, from source to artifact
     max_clean_drop: Fractional | None = None  # of clean accuracy; None: max_drop
-    max_gap: Annotated[Mapping[Precision, Positive], per_precision(MAX_GAP)] = field(
-        default_factory=lambda: dict(MAX_GAP)
+    max_gap: Annotated[Mapping[Precision, Positive], per_precision(MAX_LOGIT_DIFFERENCE)] = field(
+        default_factory=lambda: dict(MAX_LOGIT_DIFFERENCE)
     )  # largest logit difference, in units of the source's logit scale
-    min_agreement: Annotated[Mapping[Precision, Share], per_precision(MIN_AGREEMENT)] = field(
+    min_agreement: Annotated[Mapping[Precision, Proportion], per_precision(MIN_AGREEMENT)] = field(
         default_factory=lambda: dict(MIN_AGREEMENT)
     )  # of top-1 decisions
     max_flip_margin: Annotated[Mapping[Precision, Positive], per_precision(MAX_FLIP_MARGIN)] = field(
@@ -229,7 +230,7 @@ class Recipe:
             )
 
     @property
-    def attacked(self) -> bool:
+    def adversarial(self) -> bool:
         """Whether training is against attacks."""
         method = self.train.method
         return method == "fast" or (method != "standard" and self.attack.steps > 0)

@@ -1,1 +1,1 @@
-"""Adversarial training: a recipe in, a bundle out, resumable at any step."""
+"""Adversarial training: trains the model of a recipe and writes a bundle; can be resumed at any step."""

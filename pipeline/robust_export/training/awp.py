@@ -1,8 +1,8 @@
-"""Adversarial weight perturbation (Wu, Xia & Wang, arXiv 2004.05884), on top of any method's loss.
+"""Adversarial weight perturbation (Wu, Xia & Wang, arXiv 2004.05884), added to any method's loss.
 
-    w' = w + gamma * ||w|| * g / ||g||        g: the loss's gradient in w, on the attacked batch
+    w' = w + gamma * ||w|| * g / ||g||        g: gradient of the loss in w, on the attacked batch
 
-The gradient that training descends along is that at w'; the step is taken from w.
+The gradient of the optimisation step is taken at w'; the step itself starts from w.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def perturbed(
+def perturbed_weights(
     model: nn.Module,
     loss: Callable[[], Tensor],
     gamma: float,
     average: Callable[[list[Tensor]], None] = lambda gradients: None,
 ) -> Iterator[None]:
-    """Perturb the model's weights within, against its own loss, and put them back afterwards to the bit.
+    """Perturb the model's weights within the context to increase the loss; restore them bit for bit afterwards.
 
-    Weights are the learnt parameters of two or more dimensions, each perturbed by `gamma` times its own norm;
-    one that is zero stays. What `loss` does to buffers (batch norm's averages) is undone before the body.
+    Perturbs the trainable parameters of two or more dimensions, each by `gamma` times its own norm; a weight that is
+    zero stays zero. Changes that `loss` makes to buffers (batch norm's averages) are undone before the body runs.
 
     Args:
-        loss: computes the scalar loss of the batch, or a multiple of it; called once.
-        average: makes the gradients, in place, those of the batch that several processes share.
+        loss: returns the scalar loss of the batch, or a multiple of it; called once.
+        gamma: relative size of the perturbation.
+        average: replaces the gradients, in place, by those of the whole batch that several processes share.
     """
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     buffers = [buffer.clone() for buffer in model.buffers()]

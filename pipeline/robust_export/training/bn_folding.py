@@ -1,11 +1,11 @@
-"""The network as an attack sees it: frozen, in eval mode, made to run fast.
+"""Fold batch norm into the convolutions of a frozen copy of the model, so that attacks run faster.
 
-In eval mode batch norm is an affine map of each channel. After a convolution it becomes part of it,
+In eval mode batch norm is an affine map of each channel. After a convolution it becomes part of it:
 
     w' = w * g / sqrt(v + e)        b' = (b - m) * g / sqrt(v + e) + h
 
-m, v the running mean and variance, g, h the norm's own weight and bias: the same function up to rounding,
-computed once a batch instead of once a step.
+m, v are the running mean and variance, g, h the weight and bias of the norm. The function is the same up to
+rounding. Folding happens once per batch; without it, every step of an attack would compute the norms.
 """
 
 from __future__ import annotations
@@ -22,47 +22,49 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robust_export.errors import TrainingError
 
-TOLERANCE = 1e-4  # of the largest logit, by which a folded network may differ in the trial
+TOLERANCE = 1e-4  # max abs difference of logits in the check, relative to the largest logit
 
 
 class FoldedCopy(nn.Module):
-    """A second network that computes what `model` does in eval mode; its weights never learn.
+    """A frozen copy of a model that computes what the model computes in eval mode.
 
     Args:
-        model: stays as it is.
-        compiled: run it through torch.compile.
+        model: the model to copy; not changed.
+        example: [2, C, H, W], to find and check the foldable norms.
+        fold: fold batch norm into the convolutions.
+        compiled: run the copy through torch.compile.
 
     Raises:
-        TrainingError: if a network cannot be folded.
+        TrainingError: if folding changes the function that the model computes.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, *, fold: bool, compiled: bool) -> None:
         super().__init__()
-        self.twin = copy.deepcopy(model).eval().requires_grad_(False)
-        self.pairs = adjacent(self.twin, example) if fold else []
+        self.copied = copy.deepcopy(model).eval().requires_grad_(False)
+        self.pairs = conv_norm_pairs(self.copied, example) if fold else []
         for conv_name, norm_name in self.pairs:
-            conv: Any = self.twin.get_submodule(conv_name)
-            norm = self.twin.get_submodule(norm_name)
+            conv: Any = self.copied.get_submodule(conv_name)
+            norm = self.copied.get_submodule(norm_name)
             if conv.bias is None:
                 zeros = torch.zeros(conv.weight.shape[0], device=conv.weight.device)
                 conv.bias = nn.Parameter(zeros, requires_grad=False)
-            self.twin.set_submodule(norm_name, _rest(norm))
-        self.run: Callable[[Tensor], Tensor] = torch.compile(self.twin) if compiled else self.twin
+            self.copied.set_submodule(norm_name, _without_normalisation(norm))
+        self.run: Callable[[Tensor], Tensor] = torch.compile(self.copied) if compiled else self.copied
         if fold:
-            self._try(model, example)
+            self._check(model, example)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.run(pixels)
 
     @torch.no_grad()
-    def follow(self, model: nn.Module) -> None:
-        """Take over the weights of `model`, folded; once after each of its steps."""
-        own = {**dict(self.twin.named_parameters()), **dict(self.twin.named_buffers())}
-        theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    def copy_weights(self, model: nn.Module) -> None:
+        """Copy the weights and buffers of `model` and fold them; needed after each optimisation step."""
+        own = {**dict(self.copied.named_parameters()), **dict(self.copied.named_buffers())}
+        source = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         folded = {f"{conv}.weight" for conv, _ in self.pairs} | {f"{conv}.bias" for conv, _ in self.pairs}
         for name, tensor in own.items():
             if name not in folded:
-                tensor.copy_(theirs[name])
+                tensor.copy_(source[name])
         for conv_name, norm_name in self.pairs:
             conv: Any = model.get_submodule(conv_name)
             norm: Any = model.get_submodule(norm_name)
@@ -74,37 +76,37 @@ class FoldedCopy(nn.Module):
             own[f"{conv_name}.bias"].copy_(bias)
 
     @torch.no_grad()
-    def _try(self, model: nn.Module, example: Tensor) -> None:
-        """Raise TrainingError unless it computes the same as a network with norms far from their start."""
-        other = copy.deepcopy(model).eval()
+    def _check(self, model: nn.Module, example: Tensor) -> None:
+        """Raise TrainingError unless the copy agrees with a model whose norms have random statistics and weights."""
+        shuffled = copy.deepcopy(model).eval()
         generator = torch.Generator().manual_seed(0)
-        for name, tensor in [*other.named_parameters(), *other.named_buffers()]:
-            if isinstance(other.get_submodule(name.rpartition(".")[0]), _BatchNorm) and tensor.ndim:
+        for name, tensor in [*shuffled.named_parameters(), *shuffled.named_buffers()]:
+            if isinstance(shuffled.get_submodule(name.rpartition(".")[0]), _BatchNorm) and tensor.ndim:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        self.follow(other)
-        expected, found = other(example), self.twin(example)
-        if not (found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp_min(1e-6):
+        self.copy_weights(shuffled)
+        expected, actual = shuffled(example), self.copied(example)
+        if not (actual - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp_min(1e-6):
             raise TrainingError(
-                f"batch norm cannot be folded into the convolutions of {type(model).__name__}: leave out "
-                "train.fold_norms"
+                f"batch norm cannot be folded into the convolutions of {type(model).__name__}: set "
+                "train.fold_norms to false"
             )
-        self.follow(model)
+        self.copy_weights(model)
 
 
-def adjacent(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Return the names (convolution, batch norm) where the norm's input is the convolution's output.
+def conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+    """Return the names (convolution, batch norm) of all pairs where the norm's input is the convolution's output.
 
-    Plain Conv2d only, each called once, as is its norm.
+    Only Conv2d itself, not subclasses; convolution and norm must each be called exactly once.
     """
-    made: dict[int, str] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
+    producer: dict[int, str] = {}  # id of an output: name of its convolution
+    outputs: list[Tensor] = []  # kept alive, so that ids stay unique
     calls: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
 
     def conv_hook(name: str) -> Callable[..., None]:
         def after(_: nn.Module, __: Any, output: Tensor) -> None:
-            made[id(output)] = name
-            kept.append(output)
+            producer[id(output)] = name
+            outputs.append(output)
             calls[name] = calls.get(name, 0) + 1
 
         return after
@@ -112,8 +114,8 @@ def adjacent(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     def norm_hook(name: str) -> Callable[..., None]:
         def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if id(args[0]) in made:
-                pairs.append((made[id(args[0])], name))
+            if id(args[0]) in producer:
+                pairs.append((producer[id(args[0])], name))
 
         return before
 
@@ -130,52 +132,6 @@ def adjacent(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
 
 
-def _rest(norm: nn.Module) -> nn.Module:
-    """Return what a batch norm does besides normalising: timm's has an activation, by its name there."""
+def _without_normalisation(norm: nn.Module) -> nn.Module:
+    """Return the dropout and activation that timm's batch norm modules contain, under their names there."""
     return nn.Sequential(OrderedDict((p, getattr(norm, p)) for p in ("drop", "act") if hasattr(norm, p)))
-
-
-# --- half precision: a gradient that neither vanishes nor overflows ---
-
-SCALE = 1024.0  # of the attack's gradient in float16, whose smallest number is 6e-8
-
-
-class Scaled(nn.Module):
-    """A network whose gradient in float16 arrives: scaled by `SCALE`, what is no number made one.
-
-    An attack needs the gradient's direction only, which a positive factor leaves as it is.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.model(_Finite.apply(pixels))
-        scaled: Tensor = _Times.apply(logits.float(), SCALE)  # before it is rounded to float16
-        return scaled
-
-
-class _Finite(torch.autograd.Function):
-    """The identity; nan in its gradient becomes 0, inf the largest number."""
-
-    @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        return torch.nan_to_num(gradient)
-
-
-class _Times(torch.autograd.Function):
-    """The identity; its gradient is multiplied by `factor`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robust_export.errors import RobustExportError, TrainingError
-from robust_export.utils.sharded_rng import ShardedGenerator, set_apart
-from robust_export.utils.work_items import join, launched
+from robust_export.utils.sharded_rng import ShardedGenerator, seed_rank
+from robust_export.utils.work_items import join_process_group, launched_ranks
 
 T = TypeVar("T")
 E = TypeVar("E", bound=RobustExportError)
@@ -36,14 +36,14 @@ class Processes:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.world = launched()
+        self.rank, self.world = launched_ranks()
         self.device = device
         if self.world == 1:
             return
         if device.type == "cuda" and device.index is None:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
-        join(BACKENDS.get(device.type, "gloo"))
+        join_process_group(BACKENDS.get(device.type, "gloo"))
 
     @property
     def several(self) -> bool:
@@ -89,13 +89,13 @@ class Processes:
             dist.all_gather_object(said, mine)
         for rank, theirs in enumerate(said):
             if theirs is not None:
-                theirs.told = rank != self.rank
+                theirs.reported_elsewhere = rank != self.rank
                 raise theirs
         return result
 
     def alike(self, error: E) -> E:
         """Return an error that all processes raise, marked so that one of them reports it."""
-        error.told = not self.first
+        error.reported_elsewhere = not self.first
         return error
 
     def any(self, flag: bool) -> bool:
@@ -134,7 +134,7 @@ class Processes:
             yield
             return
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            set_apart(seed, self.rank)
+            seed_rank(seed, self.rank)
             yield
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_export.bundle import MANIFEST, Bundle
-from robust_export.nn.models import sparta_file
+from robust_export.nn.build import find_sparta_file
 from robust_export.recipe.schema import SpartaOptions
 from robust_export.utils.files import sha256
 from robust_export.utils.provenance import machine, now, versions
@@ -46,7 +46,7 @@ def _provenance(run: Run) -> dict[str, Any]:
         "versions": versions(), "machine": machine(run.device),
     }  # fmt: skip
     if extra is not None:
-        ratio = run.feed.drawn / (run.feed.drawn + run.feed.own)
+        ratio = run.feed.extra_per_batch / (run.feed.extra_per_batch + run.feed.own_per_batch)
         facts["extra_data"] = {
             "name": extra.name, "sha256": extra.digest, "images": len(extra), "ratio": ratio
         }  # fmt: skip
@@ -67,7 +67,7 @@ def sparta_source(options: SpartaOptions) -> dict[str, Any]:
     """
     if not options.load:
         return {}
-    file = sparta_file(options.load)
+    file = find_sparta_file(options.load)
     facts: dict[str, Any] = {"sha256": sha256(file), "frozen": options.freeze, "gate": options.gate}
     folder = Path(file).parent
     if (folder / MANIFEST).is_file():

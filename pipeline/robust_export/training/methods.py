@@ -96,7 +96,7 @@ class TwoImages:
 
 def find_method(recipe: Recipe) -> Method:
     """Return the method of a recipe; a PGD of no steps is standard training."""
-    if not recipe.attacked:
+    if not recipe.adversarial:
         return OneImage(recipe)
     methods: dict[str, type[OneImage] | type[TwoImages]] = {
         "pgd-at": PgdAt, "fast": Fast, "trades": TwoImages, "mart": TwoImages,

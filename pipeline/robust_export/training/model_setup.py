@@ -9,7 +9,7 @@ from robust_export.errors import InvalidValue, UnsupportedModel, reason
 from robust_export.recipe.schema import Train
 from robust_export.training.distributed import Processes
 from robust_export.training.fused_sparta import fuse_sparta
-from robust_export.utils.sharded_rng import LEAST
+from robust_export.utils.sharded_rng import MIN_SHARD
 
 
 def prepared(network: nn.Module, settings: Train, processes: Processes) -> nn.Module:
@@ -37,9 +37,9 @@ def prepared(network: nn.Module, settings: Train, processes: Processes) -> nn.Mo
 
 def check_last_batch(count: int, settings: Train, processes: Processes) -> None:
     """Raise InvalidValue if synchronised norms would count images of the last batch twice."""
-    if settings.sync_batchnorm and processes.several and count < LEAST * processes.world:
+    if settings.sync_batchnorm and processes.several and count < MIN_SHARD * processes.world:
         raise InvalidValue(
-            f"the last batch has {count} images, less than {LEAST} for each of {processes.world} processes, "
+            f"the last batch has {count} images, less than {MIN_SHARD} for each of {processes.world} processes, "
             f"which train.sync_batchnorm needs: give another train.batch_size than {settings.batch_size}"
         )
 

@@ -1,4 +1,4 @@
-"""The optimiser's parameter groups and its learning-rate schedule."""
+"""The optimiser with its parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -7,57 +7,55 @@ import math
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from robust_export.nn.replace import learnt_modules
+from robust_export.nn.replace import learnable_activations
 from robust_export.recipe.schema import Train
+
+MIN_WARMUP = 1e-6  # steps; a shorter one is none
 
 
 def make_optimizer(model: nn.Module, train: Train, lr_multiple: float) -> Optimizer:
-    """Return SGD with Nesterov momentum, or AdamW, over three groups of parameters.
+    """Return SGD with Nesterov momentum, or AdamW, with three parameter groups.
 
-    Weights of more than one dimension decay; norms and biases do not; a learnt activation (Sparta, PSSiLU)
-    does not either, and learns at `lr_multiple` times the rate. Frozen parameters are left out.
+    Weights of two or more dimensions decay; norms and biases do not. Learnable activations (Sparta, PSSiLU) do not
+    decay and have `lr_multiple` times the learning rate. Frozen parameters are left out.
     """
-    gates = {p for child in learnt_modules(model) for p in child.parameters()}
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    plain = [p for p in learnt if p not in gates]
+    activations = {p for child in learnable_activations(model) for p in child.parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    others = [p for p in trainable if p not in activations]
     groups = [
-        {"params": [p for p in plain if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in plain if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
         {
-            "params": [p for p in learnt if p in gates],
+            "params": [p for p in trainable if p in activations],
             "weight_decay": 0.0,
             "lr": train.lr * lr_multiple,
         },
     ]
     groups = [group for group in groups if group["params"]]
-    optimizer: Optimizer
     if train.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=train.lr)
-    else:
-        momentum = train.momentum
-        optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=momentum, nesterov=momentum > 0)
-    for group in optimizer.param_groups:
-        group["peak_lr"] = group["lr"]
-    return optimizer
+        return torch.optim.AdamW(groups, lr=train.lr)
+    momentum = train.momentum
+    return torch.optim.SGD(groups, lr=train.lr, momentum=momentum, nesterov=momentum > 0)
 
 
-def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
-    """Set every group's learning rate to `factor` times its peak."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+def make_schedule(optimizer: Optimizer, train: Train, steps: int) -> LRScheduler:
+    """Return the learning-rate schedule of a run with so many steps; call its `step` after each of them.
 
-
-def learning_rate_factor(progress: float, schedule: str, warmup: float) -> float:
-    """Return the learning rate at `progress` (0 at the start, 1 at the end) over its peak.
-
-    one-cycle rises linearly over the part `warmup` and falls linearly to 0; cosine falls as half a
-    cosine from the start; steps is 1, a tenth from 1/2 of the run on and a hundredth from 3/4 on (Rice et
-    al., arXiv 2002.11569).
+    one-cycle rises linearly over the fraction `train.warmup` of the steps and falls linearly, to 0 after the last
+    one; cosine falls to 0 as half a cosine; steps divides the rate by 10 at 1/2 and at 3/4 of the steps (Rice et al.,
+    arXiv 2002.11569). The peak of each parameter group is the rate that it has now.
     """
-    if schedule == "steps":
-        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    rising = progress / warmup if warmup else 1.0
-    return max(0.0, min(rising, (1 - progress) / (1 - warmup)))
+    optimizer.step()  # without gradients it does nothing; torch warns if the schedule is stepped first
+    if train.schedule == "steps":
+        return MultiStepLR(optimizer, [math.ceil(steps / 2), math.ceil(3 * steps / 4)], gamma=0.1)
+    if train.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
+    warmup = train.warmup * steps
+    if warmup < MIN_WARMUP:
+        return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
+    return OneCycleLR(  # its phases end one step before pct_start * total_steps and total_steps
+        optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps + 1,
+        pct_start=(warmup + 1) / (steps + 1), div_factor=math.inf, anneal_strategy="linear", cycle_momentum=False,
+    )  # fmt: skip

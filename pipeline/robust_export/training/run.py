@@ -12,9 +12,9 @@ from robust_export.training.run_dir import check_same_recipe, prepare
 from robust_export.training.trainer import OnEpoch, OnStep, Run
 from robust_export.utils.device import find_device
 from robust_export.utils.files import replace_folder
-from robust_export.utils.stop import Stop
+from robust_export.utils.stop import StopRequest
 
-__all__ = ["Epoch", "OnEpoch", "OnStep", "Run", "Stop", "train"]
+__all__ = ["Epoch", "OnEpoch", "OnStep", "Run", "StopRequest", "train"]
 
 
 def train(
@@ -27,7 +27,7 @@ def train(
     on_epoch: OnEpoch = lambda epoch, epochs: None,
     on_step: OnStep = lambda epoch, step, steps: None,
     name: str | None = None,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> Bundle:
     """Train a network as the recipe says and return the finished bundle in `out`.
 

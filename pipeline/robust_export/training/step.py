@@ -12,7 +12,7 @@ from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from robust_export.attacks.pgd import pgd, single_step
-from robust_export.data.datasets import Images, chunks, fetch
+from robust_export.data.datasets import Images, batch_indices, load_batches
 from robust_export.recipe.schema import Recipe
 from robust_export.training.awp import perturbed
 from robust_export.training.bn_folding import FoldedCopy, Scaled
@@ -118,13 +118,15 @@ class Learner:
         model.eval()
         generator = self._generator(0)
         count = len(self.val_images)
-        parts = chunks(count, EVAL_BATCH, None)
-        mine = [part[generator.of(len(part)).mine] for part in parts]
+        parts = batch_indices(count, EVAL_BATCH, None)
+        mine = [part[generator.for_batch(len(part)).shard] for part in parts]
         clean = robust = 0.0
-        for part, batch in zip(parts, fetch(self.val_images, mine, self.recipe.data.workers), strict=True):
+        for part, batch in zip(
+            parts, load_batches(self.val_images, mine, self.recipe.data.workers), strict=True
+        ):
             self._between_batches()
             pixels, labels = self._to_device(batch[0]), batch[1].to(self.device)
-            adversarial = self._attack(model, pixels, labels, generator.of(len(part)))
+            adversarial = self._attack(model, pixels, labels, generator.for_batch(len(part)))
             counted = generator.weight > 0
             clean += counted * self._right(model, pixels, labels)
             robust += counted * self._right(model, adversarial, labels)
@@ -134,8 +136,8 @@ class Learner:
     def _watch(self) -> Watched:
         """Attack some val images with one step and with many, on the network itself."""
         count = min(EVAL_BATCH, len(self.val_images))
-        generator, kind = self._generator(0).of(count), self.recipe.attack.single_step
-        pixels, labels = self.val_images.batch(range(count)[generator.mine])
+        generator, kind = self._generator(0).for_batch(count), self.recipe.attack.single_step
+        pixels, labels = self.val_images.batch(range(count)[generator.shard])
         pixels, labels = self._to_device(pixels), labels.to(self.device)
         many = self._attack(self.model, pixels, labels, generator)
         with self._attacked(self.model) as seen:

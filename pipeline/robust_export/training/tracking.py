@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from robust_export.errors import TrainingError
-from robust_export.recipe.recipe_file import tables
+from robust_export.recipe.recipe_file import to_tables
 from robust_export.recipe.schema import Recipe
 from robust_export.training.distributed import Processes
 from robust_export.training.progress import Epoch
@@ -46,7 +46,7 @@ class Tracking:
         self.tracker = _open(recipe.train.tracker, recipe.model.name, self.folder / "tracking")
         flat = {
             f"{section}.{key}": value if isinstance(value, str | int | float | bool) else str(value)
-            for section, table in tables(recipe).items()
+            for section, table in to_tables(recipe).items()
             for key, value in table.items()
         }
         self.tracker.store_init_configuration(flat)

@@ -16,9 +16,9 @@ from torch import Generator, Tensor
 from robust_export.bundle import Bundle
 from robust_export.data.augment import augment, cutmix, randaugment
 from robust_export.data.datasets import Batch, load_splits
-from robust_export.data.feed import Feed, load_extra
+from robust_export.data.feed import Feed, load_extra_images
 from robust_export.errors import TrainingError, TrainingStopped
-from robust_export.nn.models import build_model
+from robust_export.nn.build import build_model
 from robust_export.nn.sparta import sparta_modules
 from robust_export.nn.sparta_file import save_sparta
 from robust_export.nn.state_dict import load_tensors, tensors
@@ -34,7 +34,7 @@ from robust_export.training.step import Learner
 from robust_export.training.tracking import Tracking
 from robust_export.utils.files import write_atomically, write_json
 from robust_export.utils.sharded_rng import ShardedGenerator
-from robust_export.utils.stop import Stop
+from robust_export.utils.stop import StopRequest
 
 OnEpoch = Callable[[Epoch, int], None]  # an epoch, and how many there will be
 OnStep = Callable[[int, int, int], None]  # the epoch from 1, its step from 1, and its steps
@@ -45,21 +45,23 @@ CHECK_EVERY = 20  # steps after which the losses are looked at: each look waits 
 class Run(Learner):
     """A training run in a folder: a network that learns, its epochs, its best weights so far."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, stop: Stop | None = None) -> None:
-        self.folder, self.stop = folder, stop or Stop()
+    def __init__(
+        self, recipe: Recipe, folder: Path, device: torch.device, stop: StopRequest | None = None
+    ) -> None:
+        self.folder, self.stop = folder, stop or StopRequest()
         spec, data = recipe.model, recipe.data
         self.train_images, val_images = load_splits(
             data.name, spec.image_size, spec.in_chans, data.dir, data.val_fraction
         )
         extra = None
         if data.extra:
-            extra = load_extra(data.extra, self.train_images, spec.image_size, spec.in_chans)
+            extra = load_extra_images(data.extra, self.train_images, spec.image_size, spec.in_chans)
         self.feed = Feed(self.train_images, recipe.train.batch_size, data.workers, extra, data.extra_ratio)
         self.sparta_from = sparta_source(recipe.sparta)
         torch.manual_seed(recipe.train.seed)
         network = build_model(spec, recipe.sparta, len(self.train_images.classes), recipe.train.seed)
         super().__init__(recipe, network, val_images, device)
-        check_last_batch(self.feed.count(len(self.feed) - 1), recipe.train, self.processes)
+        check_last_batch(self.feed.batch_size_at(len(self.feed) - 1), recipe.train, self.processes)
         self.history: list[Epoch] = []
         self.watched: list[Watched] = []  # of single-step training only
         self.position = Position()
@@ -90,7 +92,7 @@ class Run(Learner):
         epochs = self.recipe.train.epochs
         tracking = Tracking(self.recipe, self.folder, self.processes)
         try:
-            with self.stop.listening(), tracking:
+            with self.stop.observing(), tracking:
                 while len(self.history) < epochs and not self._out_of_patience() and not self.stopped:
                     epoch = self._one_epoch(on_step)
                     tracking.epoch(epoch, self.optimizer.param_groups[0]["lr"])
@@ -124,13 +126,13 @@ class Run(Learner):
             restore_rng(self.position.rng, generator, self.device)
         sums = Sums(self.position, self.device)
         for step, batch in enumerate(self._batches(seed, first), first):
-            count = self.feed.count(step)
+            count = self.feed.batch_size_at(step)
             progress = (index * steps + step) / (settings.epochs * steps)
             rate = learning_rate_factor(progress, settings.schedule, settings.warmup)
             set_learning_rate(self.optimizer, rate)
-            pixels, labels = self._prepare(batch, generator.of(count))
+            pixels, labels = self._prepare(batch, generator.for_batch(count))
             with self.processes.apart(seed * steps + step):
-                sums.add(self._step(pixels, labels, generator.of(count)), count)
+                sums.add(self._step(pixels, labels, generator.for_batch(count)), count)
             on_step(index + 1, step + 1, steps)
             self._after_step(step + 1, sums, generator)
         return sums.mean()
@@ -158,12 +160,12 @@ class Run(Learner):
     def _prepare(self, batch: Batch, generator: ShardedGenerator) -> Batch:
         """Return this process's part on the device, augmented; with CutMix its labels are probabilities."""
         data, (pixels, labels) = self.recipe.data, batch
-        with generator.undivided() if self.whole else nullcontext():
+        with generator.unsharded() if self.whole else nullcontext():
             pixels = augment(pixels, data.shift, data.flip, generator)
         if self.whole:
             pixels = randaugment(pixels, data.randaugment, data.randaugment_magnitude)
             pixels, labels = cutmix(pixels, labels, data.cutmix, len(self.train_images.classes))
-            pixels, labels = pixels[generator.mine], labels[generator.mine]
+            pixels, labels = pixels[generator.shard], labels[generator.shard]
         return self._to_device(pixels), labels.to(self.device)
 
     # --- when it ends ---
@@ -183,7 +185,7 @@ class Run(Learner):
     def _score(self, epoch: Epoch) -> tuple[float, float]:
         """Return what the best epoch has most of: robust accuracy, or clean if nothing attacks."""
         clean, robust = epoch.clean_accuracy, epoch.robust_accuracy
-        return (robust, clean) if self.recipe.attacked else (clean, robust)
+        return (robust, clean) if self.recipe.adversarial else (clean, robust)
 
     def _out_of_patience(self) -> bool:
         patience = self.recipe.train.patience
@@ -210,7 +212,7 @@ class Run(Learner):
 
     def _asked(self) -> bool:
         """Tell whether one of the processes was asked to stop."""
-        return self.processes.any(self.stop.asked)
+        return self.processes.any(self.stop.requested)
 
     def _end(self) -> None:
         self._save()

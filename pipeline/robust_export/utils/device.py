@@ -1,4 +1,4 @@
-"""Which device PyTorch computes on."""
+"""Choose the device that PyTorch computes on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from robust_export.errors import InvalidValue, unknown
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """Return the device "cpu", "cuda", "cuda:N" or "mps"; "auto" is a GPU where there is one.
+    """Return the torch device "cpu", "cuda", "cuda:N" or "mps"; "auto" is "cuda" if available, else "cpu".
 
     Raises:
         UnknownName: for a name that is no device.
-        InvalidValue: for a device that this machine lacks.
+        InvalidValue: for a device that this machine does not have.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,8 +31,8 @@ def find_device(name: str = "auto") -> torch.device:
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not available[kind] or (device.index or 0) >= count:
         raise InvalidValue(
-            f"device {name!r} is not on this machine; it has "
-            f"{', '.join(k for k, there in available.items() if there)}. "
+            f"this machine has no device {name!r}; it has "
+            f"{', '.join(kind for kind, present in available.items() if present)}. "
             "`robust-export doctor` says what is missing."
         )
     return device

@@ -1,4 +1,4 @@
-"""The packages that an installation may go without, by the extra that brings them."""
+"""The optional dependencies of pyproject.toml, by extra."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ EXTRAS = {
     },
     "track": {"accelerate": "accelerate", "tensorboard": "tensorboard"},
 }  # fmt: skip
-"""{extra: {what is imported: the distribution that it comes in}}"""
+"""{extra: {import name: distribution name}}"""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes and digests."""
+"""Atomic writes and digests of files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from robust_export.errors import RobustExportError
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> Path:
-    """Write `content` to `path` so that a crash, a kill or a full disk leaves the old file whole.
+    """Write `content` to `path` atomically: a crash, a kill or a full disk leaves the old file intact.
 
-    The content goes to a temporary file beside `path`, is fsynced, and renamed over `path`.
+    The content is written to a temporary file in the same folder, fsynced, and renamed to `path`.
 
     Raises:
-        RobustExportError: if the disk refuses it; the previous file is untouched.
+        RobustExportError: if it cannot be written; the old file is unchanged.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -37,8 +37,8 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
     except OSError as error:
         raise RobustExportError(
             f"could not write {path} ({len(data):,} bytes): {error.strerror or error}\n"
-            "Nothing was lost: the file that was there before is untouched. Free some space or "
-            "choose another folder with --out, then run the command again (train with --resume)."
+            "The previous file, if any, is unchanged. Free some space or choose another folder with --out, "
+            "then run the command again (train with --resume)."
         ) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
@@ -47,12 +47,12 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` as indented JSON, atomically; NaN and infinities are refused."""
+    """Write `value` as indented JSON, atomically; raise ValueError for NaN and infinities."""
     return write_atomically(path, to_json(value))
 
 
 def to_json(value: Any) -> str:
-    """Return `value` as indented JSON; NaN and infinities are refused."""
+    """Return `value` as indented JSON; raise ValueError for NaN and infinities."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
@@ -63,7 +63,7 @@ def sha256(path: str | Path) -> str:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the folder `new` where `target` is; at every moment one of the two is whole on disk."""
+    """Replace the folder `target` by `new`; at any moment a complete copy of one of the two is on disk."""
     retired = target.with_name(f".{target.name}.old")
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
@@ -79,7 +79,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut (POSIX; elsewhere a folder cannot be opened)."""
+    """Fsync `folder`, so that a rename in it survives a power cut (POSIX; other systems cannot open folders)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

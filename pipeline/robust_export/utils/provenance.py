@@ -1,15 +1,18 @@
-"""Where a result comes from: versions, machine, data, time."""
+"""Facts recorded with a result: package versions, machine, time."""
 
 from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from robust_export.utils.version import __version__
 
 PACKAGES = (
     "torch", "timm", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy",
@@ -18,23 +21,21 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that a result depends on."""
-    found = {"robust-export": metadata.version("robust-export")}
+    """Return the versions of robust-export and of the installed packages that a result depends on."""
+    installed = {"robust-export": __version__}
     for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
+    """Return the current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what a bit-identical repetition depends on besides versions."""
+    """Return the hardware, system and thread count: what bit-identical results depend on besides versions."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "system": platform.system(), "processor": platform.machine(), "cpu": _cpu(), "cpus": os.cpu_count(),
@@ -43,7 +44,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """Return the processor's own name where the system says it (Linux), its family elsewhere."""
+    """Return the processor's model name from /proc/cpuinfo (Linux), its family on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

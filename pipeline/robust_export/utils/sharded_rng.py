@@ -1,4 +1,4 @@
-"""Random numbers of a batch that several processes share: whoever draws, an image gets the same ones."""
+"""Random numbers for a batch that several processes share: an image gets the same ones on every process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-LEAST = 2  # images of a process: batch norm has no variance of one
+MIN_SHARD = 2  # images per process: batch norm has no variance of one
 
 
 class ShardedGenerator(Generator):
-    """A generator on the CPU of which every process has an equal one.
+    """A CPU generator that is in the same state on every process.
 
-    `drawn` draws by it for a whole batch and keeps this process's part: images rank, rank + world, ... Where
-    less than two images are left for a process, it repeats the part of the first with weight 0.
+    `sharded_sample` samples with it for the whole batch and returns this process's shard: the images rank,
+    rank + world, ... If the batch has fewer than two images per process, the last processes repeat the first
+    shard with weight 0.
 
     Attributes:
-        count: how many images the whole batch has.
+        rank: number of this process, from 0.
+        world: number of processes.
+        count: number of images in the whole batch.
     """
 
     def __new__(cls, *_: int) -> ShardedGenerator:
@@ -27,14 +30,14 @@ class ShardedGenerator(Generator):
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world, self.count = rank, world, 0
 
-    def of(self, count: int) -> ShardedGenerator:
-        """Return itself, for a batch of so many images."""
+    def for_batch(self, count: int) -> ShardedGenerator:
+        """Set the number of images in the whole batch; return the generator."""
         self.count = count
         return self
 
     @contextmanager
-    def undivided(self) -> Iterator[None]:
-        """Keep whole draws within: this process has the whole batch."""
+    def unsharded(self) -> Iterator[None]:
+        """Sample for the whole batch within the context: this process has all of it."""
         before, (self.rank, self.world) = (self.rank, self.world), (0, 1)
         try:
             yield
@@ -42,41 +45,41 @@ class ShardedGenerator(Generator):
             self.rank, self.world = before
 
     @property
-    def mine(self) -> slice:
-        """The part of the batch that is this process's."""
-        busy = self._busy
-        return slice(self.rank if self.rank < busy else 0, self.count, busy)
+    def shard(self) -> slice:
+        """This process's images of the batch."""
+        shards = self._shards
+        return slice(self.rank if self.rank < shards else 0, self.count, shards)
 
     @property
     def weight(self) -> float:
-        """The part's share of the batch's mean, in [0, 1]; the shares of all processes add up to 1."""
-        if self.rank >= self._busy:
+        """Weight of the shard in the batch mean, in [0, 1]; the weights of all processes sum to 1."""
+        if self.rank >= self._shards:
             return 0.0
-        return len(range(self.count)[self.mine]) / self.count
+        return len(range(self.count)[self.shard]) / self.count
 
     @property
-    def _busy(self) -> int:
-        """How many processes have a part of their own."""
-        return max(1, min(self.world, self.count // LEAST))
+    def _shards(self) -> int:
+        """Number of distinct shards."""
+        return max(1, min(self.world, self.count // MIN_SHARD))
 
 
-def drawn(
+def sharded_sample(
     sample: Callable[..., Tensor], shape: tuple[int, ...], generator: Generator, *, dim: int = 0
 ) -> Tensor:
-    """Return `sample(shape, generator=generator)`, or the part of a whole batch's draw.
+    """Return `sample(shape, generator=generator)`, or this process's shard of the whole batch's sample.
 
     Args:
         sample: torch.rand, torch.randn or the like.
-        shape: of this process's part.
-        generator: a `ShardedGenerator` draws for the whole batch.
-        dim: the one of images.
+        shape: of the shard.
+        generator: a `ShardedGenerator` samples for the whole batch.
+        dim: the batch dimension.
     """
     if not isinstance(generator, ShardedGenerator):
         return sample(shape, generator=generator)
-    whole = sample((*shape[:dim], generator.count, *shape[dim + 1 :]), generator=generator)
-    return whole[(*(slice(None),) * dim, generator.mine)]
+    batch = sample((*shape[:dim], generator.count, *shape[dim + 1 :]), generator=generator)
+    return batch[(*(slice(None),) * dim, generator.shard)]
 
 
-def set_apart(seed: int, rank: int) -> None:
-    """Seed torch's global generators so that dropout is another in every process."""
+def seed_rank(seed: int, rank: int) -> None:
+    """Seed torch's global generators differently on every process, for dropout."""
     torch.manual_seed((seed * 1_000_003 + rank) % 2**63)

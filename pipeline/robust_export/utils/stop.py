@@ -1,4 +1,4 @@
-"""A request to stop that loses nothing: what hears it finishes its step, saves its state, and says so."""
+"""A request to stop training after the current step, with its state saved."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stop:
-    """Asked from a signal's handler or from another thread; a run looks at it after every step.
+class StopRequest:
+    """Set by a signal handler or another thread, read by a training run after every step.
 
     Attributes:
-        asked: whether somebody asked.
-        heard: whether a run is there that looks. Before and after, a request would be lost.
+        requested: whether to stop.
+        observed: whether a run is currently reading it. If not, setting it has no effect, and whoever handles
+            the signal has to end the process by other means.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.heard = False
+        self.requested = False
+        self.observed = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hear requests within."""
-        self.heard = True
+    def observing(self) -> Iterator[None]:
+        """Mark the request as observed within the context."""
+        self.observed = True
         try:
             yield
         finally:
-            self.heard = False
+            self.observed = False

@@ -1,8 +1,8 @@
-"""Long work cut into units, each done once: by this process or by another, now or before an interruption.
+"""Long work split into items that are each computed once, by several processes and across interruptions.
 
-A unit depends on its number and on what `run` is told, never on who computes it: the result is the same for
-every number of processes, and what was kept is taken for nothing else. `torchrun` and `accelerate launch` say
-by the environment how many processes there are.
+An item's result depends on its index and on the inputs that `run` is given, not on the process that computes
+it: results are the same for any number of processes, and a stored result is reused only for the same inputs.
+`torchrun` and `accelerate launch` set the number of processes in the environment.
 """
 
 from __future__ import annotations
@@ -22,69 +22,76 @@ import safetensors.numpy
 from robust_export.errors import InvalidValue
 from robust_export.utils.files import write_atomically
 
-HOW = (
-    "expected what `torchrun --nproc-per-node N -m robust_export COMMAND ...` sets: start it so, or unset "
-    "WORLD_SIZE"
+LAUNCH_HELP = (
+    "expected what `torchrun --nproc-per-node N -m robust_export COMMAND ...` sets: start the command like "
+    "that, or unset WORLD_SIZE"
 )
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-"""What a unit results in: arrays by name."""
+"""Result of an item: arrays by name."""
 
 
 class WorkItems:
-    """Runs units, keeps their results in `folder` (None keeps nothing), and shares them among processes.
+    """Computes items, stores their results in `folder` (None stores nothing), and exchanges them.
 
     Attributes:
-        rank: the number of this process, from 0.
-        world: how many processes there are.
-        kept: how many units were not computed, because the folder had them.
+        rank: number of this process, from 0.
+        world: number of processes.
+        reused: number of results that were read from the folder.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.rank, self.world = join()
-        self.kept = 0
+        self.rank, self.world = join_process_group()
+        self.reused = 0
 
     def run(
-        self, stage: str, compute: Callable[[int], Arrays], count: int, *, given: Sequence[bytes] | None = (),
+        self, stage: str, compute: Callable[[int], Arrays], count: int, *,
+        depends_on: Sequence[bytes] | None = (),
     ) -> list[Arrays]:  # fmt: skip
-        """Return the results of the units 0 to count - 1, in this order, on every process.
+        """Return the results of items 0 to count - 1 on every process.
 
         Args:
-            stage: names the work.
-            compute: does unit i.
-            given: everything that the results depend on, and that neither the folder nor the stage says.
-                None: nobody can say, so that nothing is kept.
+            stage: name of the work.
+            compute: returns the result of item i.
+            count: number of items.
+            depends_on: all inputs of the results that neither the folder nor the stage identifies. None if
+                they cannot be identified: then nothing is stored.
         """
-        folder = self.folder if given is not None else None
-        name = f"{stage}.{_digest(count, *given or ())}"
-        mine = {i: self._one(folder, f"{name}.{i}", i, compute) for i in range(self.rank, count, self.world)}
+        folder = self.folder if depends_on is not None else None
+        name = f"{stage}.{_digest(count, *depends_on or ())}"
+        results = {
+            i: self._load_or_compute(folder, f"{name}.{i}", i, compute)
+            for i in range(self.rank, count, self.world)
+        }
         if self.world > 1:
-            for theirs in _gather(mine):
-                mine |= theirs
-        return [mine[i] for i in range(count)]
+            for others in _all_gather(results):
+                results |= others
+        return [results[i] for i in range(count)]
 
     def finish(self) -> None:
-        """Forget what was kept: the work is done, and its result is written elsewhere."""
+        """Delete the stored results, once the final result is written elsewhere."""
         if self.folder is not None and self.rank == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _one(self, folder: Path | None, name: str, number: int, compute: Callable[[int], Arrays]) -> Arrays:
+    def _load_or_compute(
+        self, folder: Path | None, name: str, index: int, compute: Callable[[int], Arrays]
+    ) -> Arrays:
         if folder is None:
-            return compute(number)
+            return compute(index)
         file = folder / f"{name}.safetensors"
         try:
-            found: Arrays = safetensors.numpy.load_file(file)
-        except (OSError, safetensors.SafetensorError):  # not there, or not whole: it is computed again
-            result = {name: np.ascontiguousarray(array) for name, array in compute(number).items()}
+            stored: Arrays = safetensors.numpy.load_file(file)
+        except (OSError, safetensors.SafetensorError):  # missing or damaged: compute it again
+            result = {name: np.ascontiguousarray(array) for name, array in compute(index).items()}
             write_atomically(file, safetensors.numpy.save(result))
             return result
-        self.kept += 1
-        return found
+        self.reused += 1
+        return stored
 
 
 def to_array(lines: list[str]) -> npt.NDArray[np.uint8]:
-    """Return lines of text as an array, for a unit's result."""
+    """Return lines of text as an array, for the result of an item."""
     return np.frombuffer("\n".join(lines).encode(), np.uint8)
 
 
@@ -94,20 +101,20 @@ def to_lines(array: npt.NDArray[Any]) -> list[str]:
     return text.split("\n") if text else []
 
 
-def _digest(count: int, *given: bytes) -> str:
+def _digest(count: int, *inputs: bytes) -> str:
     digest = hashlib.sha256(str(count).encode())
-    for part in given:
-        digest.update(hashlib.sha256(part).digest())  # of a length of its own, so that no two run together
+    for part in inputs:
+        digest.update(hashlib.sha256(part).digest())  # of fixed length: ["ab"] differs from ["a", "b"]
     return digest.hexdigest()[:16]
 
 
-def launched() -> tuple[int, int]:
-    """Return (rank, world) as a launcher's environment says them; (0, 1) where nothing started several.
+def launched_ranks() -> tuple[int, int]:
+    """Return (rank, world size) as the launcher's environment variables give them; (0, 1) without a launcher.
 
-    A RANK that was left over, without a WORLD_SIZE of 2 or more, says nothing.
+    RANK is ignored unless WORLD_SIZE is 2 or more.
 
     Raises:
-        InvalidValue: if they are no numbers, or no place among the processes.
+        InvalidValue: unless both are integers with 0 <= RANK < WORLD_SIZE.
     """
     given = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
     if given["WORLD_SIZE"] in ("", "1"):
@@ -117,17 +124,20 @@ def launched() -> tuple[int, int]:
     except ValueError:
         rank, world = -1, 0
     if not 0 <= rank < world:
-        raise InvalidValue(f"RANK is {given['RANK']!r} and WORLD_SIZE {given['WORLD_SIZE']!r}; {HOW}")
+        raise InvalidValue(f"RANK is {given['RANK']!r} and WORLD_SIZE {given['WORLD_SIZE']!r}; {LAUNCH_HELP}")
     return rank, world
 
 
-def join(backend: str = "gloo") -> tuple[int, int]:
-    """Return (rank, world), and join the other processes where a launcher started several.
+def join_process_group(backend: str = "gloo") -> tuple[int, int]:
+    """Return (rank, world size) after joining the process group, if a launcher started several processes.
 
     Args:
         backend: of torch.distributed, such as "gloo" or "cpu:gloo,cuda:nccl".
+
+    Raises:
+        InvalidValue: if the processes cannot connect.
     """
-    rank, world = launched()
+    rank, world = launched_ranks()
     if world > 1:
         import torch.distributed as dist
 
@@ -135,13 +145,13 @@ def join(backend: str = "gloo") -> tuple[int, int]:
             try:
                 dist.init_process_group(backend)
             except (ValueError, RuntimeError) as error:
-                raise InvalidValue(f"the {world} processes cannot find each other: {error}\n{HOW}") from None
+                raise InvalidValue(f"the {world} processes cannot connect: {error}\n{LAUNCH_HELP}") from None
     return rank, world
 
 
-def _gather(mine: dict[int, Arrays]) -> list[dict[int, Arrays]]:
+def _all_gather(results: dict[int, Arrays]) -> list[dict[int, Arrays]]:
     import torch.distributed as dist
 
-    everybody: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, mine)
-    return everybody
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, results)
+    return gathered

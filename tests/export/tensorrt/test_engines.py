@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 
-from robust_export.bundle import FILES
+from robust_export.bundle import ONNX_FILES
 from robust_export.errors import ArtifactError, InvalidValue, UnknownName
-from robust_export.export.tensorrt.builder import Batch, Options, Refusal, check_options
-from robust_export.export.tensorrt.engines import build, build_engine, dotted, parse, targets
-from robust_export.export.tensorrt.graph import read
+from robust_export.export.tensorrt.builder import Batch, BuildRefused, Options, check_options
+from robust_export.export.tensorrt.engines import (
+    build_engine,
+    build_engines,
+    format_capability,
+    parse_network,
+    targets,
+)
+from robust_export.export.tensorrt.graph import read_graph
 from robust_export.export.tensorrt.inspect import Layer, check_engine, check_network
 from robust_export.export.tensorrt.monitor import Monitor
 from robust_export.runtimes.tensorrt.variants import Variant
@@ -23,17 +29,17 @@ TURING_LACKS = {"fp32": "FP32 GEMM is not supported", "bf16": "b16", "int8": "FP
 
 
 @pytest.mark.parametrize("kind", ["library", "none"])
-@pytest.mark.parametrize("precision", FILES)
+@pytest.mark.parametrize("precision", ONNX_FILES)
 def test_engines_for_every_compute_capability(
     precisions: Path, rtx: Variant, plugin: Path, precision: str, kind: str
 ) -> None:
-    parsed = parse(read(precisions / FILES[precision], kind), precision, rtx)
+    parsed = parse_network(read_graph(precisions / ONNX_FILES[precision], kind), precision, rtx)
     nodes = len(parsed.graph.sparta)
     assert parsed.plugin_layers == (nodes if kind == "library" else 0)
     assert parsed.plugin_file == (plugin if kind == "library" else None)
     refused: dict[tuple[int, int], str] = {}
     engines = {}
-    for engine in build(parsed, refused=lambda c, e: refused.update({c: str(e)})):
+    for engine in build_engines(parsed, refused=lambda c, e: refused.update({c: str(e)})):
         engines[engine.capability] = engine.plan
     assert set(KNOWN) <= {*engines, *refused}
     assert set(refused) == ({(7, 5)} if precision in TURING_LACKS else set())
@@ -48,23 +54,25 @@ def test_the_body_needs_no_plugin_library(
 ) -> None:
     monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "")
     with pytest.raises(ArtifactError, match=r"ROBUST_EXPORT_TRT_LIBRARY is set to nothing\n.*--plugin none"):
-        parse(read(trained / "model.onnx"), "fp32", rtx)
+        parse_network(read_graph(trained / "model.onnx"), "fp32", rtx)
     engine = build_engine(trained / "model.onnx", "fp32", flavor="rtx", plugin="none", capability=(8, 9))
     assert engine.capability == (8, 9)
     assert not engine.inspected
 
 
 def test_fused_additions_are_plugin_layers(trained: Path, rtx: Variant, plugin: Path) -> None:
-    plain, fused = (parse(read(trained / "model.onnx", fuse_add=f), "fp32", rtx) for f in (False, True))
+    plain, fused = (
+        parse_network(read_graph(trained / "model.onnx", fuse_add=f), "fp32", rtx) for f in (False, True)
+    )
     assert fused.plugin_layers == plain.plugin_layers
     assert len(fused.layers) < len(plain.layers)
-    [engine] = build(fused, [(8, 9)])
+    [engine] = build_engines(fused, [(8, 9)])
     assert engine.plan
 
 
 def test_which_compute_capabilities(rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     module = "robust_export.export.tensorrt.engines"
-    monkeypatch.setattr(f"{module}.gpu", lambda: None)
+    monkeypatch.setattr(f"{module}.gpu_capability", lambda: None)
     assert set(targets(rtx)) == set(rtx.capabilities)
     assert list(targets(rtx, [(12, 0), (8, 9)])) == [(12, 0), (8, 9)]
     with pytest.raises(InvalidValue, match=r"9\.0; TensorRT for RTX .* builds for 7\.5, 8\.0"):
@@ -72,7 +80,7 @@ def test_which_compute_capabilities(rtx: Variant, monkeypatch: pytest.MonkeyPatc
     proper = replace(rtx, name="tensorrt")  # which builds for the GPU that is there
     with pytest.raises(ArtifactError, match=r"needs the GPU .*--flavor rtx"):
         targets(proper)
-    monkeypatch.setattr(f"{module}.gpu", lambda: (8, 9))
+    monkeypatch.setattr(f"{module}.gpu_capability", lambda: (8, 9))
     assert targets(rtx) == {(8, 9): rtx.trt.ComputeCapability.CURRENT}
     assert targets(proper) == targets(proper, [(8, 9)]) == {(8, 9): None}
     with pytest.raises(InvalidValue, match=r"8\.6; .* for the GPU that is there, which has 8\.9"):
@@ -80,21 +88,21 @@ def test_which_compute_capabilities(rtx: Variant, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_engine_for_no_gpu_in_particular(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robust_export.export.tensorrt.engines.gpu", lambda: None)
+    monkeypatch.setattr("robust_export.export.tensorrt.engines.gpu_capability", lambda: None)
     with pytest.raises(ArtifactError, match="none was given"):
         build_engine(trained / "model.onnx", "fp32", flavor="rtx", plugin="none")
 
 
 def test_what_is_refused_is_an_error_where_it_was_asked_for(trained: Path, rtx: Variant) -> None:
-    parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
-    with pytest.raises(Refusal, match=r"compute capability 7\.5: .* FP32 GEMM is not supported"):
-        list(build(parsed, [(7, 5)], refused=lambda *_: None))
+    parsed = parse_network(read_graph(trained / "model.onnx", "none"), "fp32", rtx)
+    with pytest.raises(BuildRefused, match=r"compute capability 7\.5: .* FP32 GEMM is not supported"):
+        list(build_engines(parsed, [(7, 5)], refused=lambda *_: None))
     only = replace(rtx)
     object.__setattr__(parsed, "flavor", only)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(only), "capabilities", {(7, 5): rtx.capabilities[7, 5]})
-        with pytest.raises(Refusal, match=r"compute capability 7\.5"):  # nothing was built at all
-            list(build(parsed, refused=lambda *_: None))
+        with pytest.raises(BuildRefused, match=r"compute capability 7\.5"):  # nothing was built at all
+            list(build_engines(parsed, refused=lambda *_: None))
 
 
 # --- options ---
@@ -141,10 +149,10 @@ class Spy:
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_options_reach_tensorrt(trained: Path, rtx: Variant, tf32: bool) -> None:
-    parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
+    parsed = parse_network(read_graph(trained / "model.onnx", "none"), "fp32", rtx)
     spy = Spy(parsed.network.builder)
     parsed.network.builder = spy
-    [_] = build(parsed, [(8, 9)], Options(Batch(2, 3, 5), tf32=tf32, workspace=0.5))
+    [_] = build_engines(parsed, [(8, 9)], Options(Batch(2, 3, 5), tf32=tf32, workspace=0.5))
     config, profile = spy.config, spy.profile
     assert config is not None
     assert profile is not None
@@ -160,16 +168,16 @@ def test_options_reach_tensorrt(trained: Path, rtx: Variant, tf32: bool) -> None
 
 
 def test_phases_are_told_and_a_failure_there_is_raised(trained: Path, rtx: Variant) -> None:
-    parsed = parse(read(trained / "model.onnx", "none"), "fp32", rtx)
+    parsed = parse_network(read_graph(trained / "model.onnx", "none"), "fp32", rtx)
     phases: list[str] = []
-    [_] = build(parsed, [(8, 9)], monitor=Monitor(phases.append))
+    [_] = build_engines(parsed, [(8, 9)], monitor=Monitor(phases.append))
     assert "Building engine" in phases
 
     def broken(phase: str) -> None:
         raise OSError("the terminal is gone")
 
     with pytest.raises(OSError, match="the terminal is gone"):
-        list(build(parsed, [(8, 9)], monitor=Monitor(broken)))
+        list(build_engines(parsed, [(8, 9)], monitor=Monitor(broken)))
 
 
 # --- what is proved ---
@@ -182,7 +190,7 @@ def layers(kinds: str, precision: str = "fp32") -> list[Layer]:
 
 
 def test_what_is_not_as_asked_is_refused(trained: Path, rtx: Variant) -> None:
-    graph = replace(read(trained / "model.onnx"), sparta=("p0", "p1"), products=2)
+    graph = replace(read_graph(trained / "model.onnx"), sparta=("p0", "p1"), products=2)
     assert check_network(layers("ppcc"), graph, "fp32", rtx) == 2
     with pytest.raises(ArtifactError, match="made 1 plugin layers of the 2 Sparta nodes"):
         check_network(layers("pccc"), graph, "fp32", rtx)
@@ -201,11 +209,11 @@ def test_what_is_not_as_asked_is_refused(trained: Path, rtx: Variant) -> None:
 def test_a_file_of_another_precision_is_refused(precisions: Path, rtx: Variant, plugin: Path) -> None:
     for precision, asked in (("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "int8")):
         with pytest.raises(ArtifactError, match=f"in {precision} for .*; expected .* in {asked}"):
-            parse(read(precisions / FILES[precision]), asked, rtx)
+            parse_network(read_graph(precisions / ONNX_FILES[precision]), asked, rtx)
 
 
 def test_an_engine_that_lost_something_is_refused(trained: Path) -> None:
-    graph = replace(read(trained / "model.onnx"), sparta=("a", "b"))
+    graph = replace(read_graph(trained / "model.onnx"), sparta=("a", "b"))
     plugins: list[dict[str, Any]] = [{"Name": n, "LayerType": "PluginV3"} for n in "ab"]
     half = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}]}
     wide = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}
@@ -224,4 +232,4 @@ def test_an_engine_for_this_gpu_is_read_back(trained: Path) -> None:
 
 
 def test_names_of_compute_capabilities() -> None:
-    assert Counter(map(dotted, KNOWN)) == Counter(["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])
+    assert Counter(map(format_capability, KNOWN)) == Counter(["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])
