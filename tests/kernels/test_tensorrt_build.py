@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from robust_export.cli.machine_checks import check_machine
 
 from robust_export import kernels
-from robust_export.cli.doctor import examine
 from robust_export.errors import BuildError
 from robust_export.kernels.headers.onnxruntime import find_headers
 from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
@@ -150,14 +150,14 @@ def test_a_library_that_is_given(source: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_doctor_says_what_tensorrt_needs(source: Path) -> None:
-    checks = {check.name: check for check in examine()}
+    checks = {check.name: check for check in check_machine()}
     assert checks["nvcc"].status == "ok"
     assert checks["TensorRT's headers"].found.startswith("TensorRT 10.0 in")
     assert checks["TensorRT plugin"].status == "optional"
     assert "plugins build" in checks["TensorRT plugin"].advice
     assert checks["TensorRT"].status in ("ok", "optional")
     library = kernels.build().tensorrt
-    assert {check.name: check for check in examine()}["TensorRT plugin"].found == str(library)
+    assert {check.name: check for check in check_machine()}["TensorRT plugin"].found == str(library)
 
 
 # --- the real one ---

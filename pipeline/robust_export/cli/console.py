@@ -1,4 +1,4 @@
-"""What a command says: progress on standard error, results on standard output."""
+"""Output of a command: status lines on standard error, the result on standard output."""
 
 from __future__ import annotations
 
@@ -7,69 +7,81 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console as Terminal
-from rich.table import Table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from robust_export.training.progress import Epoch
 
-CLEAR = "\r\033[K"  # back to the start of the terminal's line, and clear it
+CLEAR_LINE = "\r\033[K"  # move the cursor to the start of the line and clear it
 
-WIDTH = 110  # columns, where the output is no terminal
+WIDTH = 110  # columns of a table if the output is not a terminal
 
 
 class Console:
-    """Prints for people, or with `as_json` one JSON object on standard output.
+    """Prints text for people, or one JSON object on standard output if `as_json`.
 
     Args:
-        quiet: print nothing: another process of the same work does.
+        quiet: print nothing (rank 0 of a distributed command prints for all processes).
+
+    Attributes:
+        interactive: whether status lines may overwrite each other.
     """
 
     def __init__(self, as_json: bool, *, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.live = sys.stderr.isatty() and not as_json and not quiet
+        self.interactive = sys.stderr.isatty() and not as_json and not quiet
 
-    def say(self, line: str) -> None:
-        """Print a line of progress."""
-        if self.quiet:
-            return
-        click.echo(line, err=True)
+    def print_status(self, line: str) -> None:
+        """Print a line on standard error."""
+        if not self.quiet:
+            click.echo(line, err=True)
 
-    def show(self, value: dict[str, Any], *tables: Table) -> None:
-        """Print a result: its JSON, or its tables, or a line for each of its entries."""
+    def print_result(self, value: dict[str, Any], *tables: Table) -> None:
+        """Print the result: as JSON, as tables if any are given, or one line per entry."""
         if self.quiet:
             return
         if self.as_json:
             click.echo(json.dumps(value, allow_nan=False))
-            return
-        terminal = Terminal()
-        if not terminal.is_terminal:
-            terminal = Terminal(width=WIDTH)
-        for table in tables:
-            terminal.print(table)
-        if not tables:
+        elif tables:
+            _print_tables(tables)
+        else:
             for key, entry in value.items():
                 click.echo(f"{key}: {entry}")
 
-    def epoch(self, epoch: Epoch, epochs: int) -> None:
-        """Print how training goes: a line an epoch."""
+    def print_epoch(self, epoch: Epoch, epochs: int) -> None:
+        """Print the losses and accuracies of an epoch, and the estimated time left."""
         if self.quiet:
             return
         left = epoch.seconds * (epochs - epoch.epoch)
         line = (
             f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.3f}  val clean {epoch.clean_accuracy:.1%}"
-            f"  robust {epoch.robust_accuracy:.1%}  {_duration(left)} left"
+            f"  robust {epoch.robust_accuracy:.1%}  {_format_duration(left)} left"
         )
-        click.echo(f"{CLEAR}{line}" if self.live else line, err=True)
+        click.echo(f"{CLEAR_LINE}{line}" if self.interactive else line, err=True)
 
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        """Print, on a terminal only, how far an epoch is; the next line takes its place."""
-        if self.live:
-            click.echo(f"{CLEAR}epoch {epoch}: step {step} of {steps}", err=True, nl=False)
+    def print_step(self, epoch: int, step: int, steps: int) -> None:
+        """Print the progress within an epoch, on a terminal only."""
+        self.print_progress(f"epoch {epoch}: step {step} of {steps}")
+
+    def print_progress(self, line: str) -> None:
+        """Print a line that the next one overwrites, on a terminal only."""
+        if self.interactive:
+            click.echo(f"{CLEAR_LINE}{line}", err=True, nl=False)
 
 
-def _duration(seconds: float) -> str:
+def _print_tables(tables: tuple[Table, ...]) -> None:
+    from rich.console import Console as RichConsole
+
+    output = RichConsole()
+    if not output.is_terminal:
+        output = RichConsole(width=WIDTH)
+    for table in tables:
+        output.print(table)
+
+
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

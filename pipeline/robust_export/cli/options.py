@@ -1,7 +1,9 @@
-"""Options that several commands have, and what they share in reading options."""
+"""Options that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -11,47 +13,88 @@ import click
 from robust_export.errors import InvalidValue
 from robust_export.recipe.schema import Precision
 
-Decorated = Callable[[Callable[..., Any]], Callable[..., Any]]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+PATH = click.Path(path_type=Path)
+NATURAL = click.IntRange(min=0)
+COUNT = click.IntRange(min=1)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+COMPUTE_CAPABILITY = re.compile(r"(?:sm_?)?(\d+)\.?(\d)", re.IGNORECASE)
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True,
+    help="Print the result as one JSON object on standard output, and nothing else there.",
+)  # fmt: skip
+
+model_option = click.option(
+    "--model", required=True, metavar="NAME|PATH",
+    help="The bundle: its name under exported/, or its path.",
+)  # fmt: skip
 
 
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --json to a command."""
-    text = "Print one JSON object on standard output, and nothing else there."
-    return click.option("--json", "as_json", is_flag=True, help=text)(command)
-
-
-def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --model, which names a bundle, to a command."""
-    text = "A bundle under exported/, or the path of one."
-    return click.option("--model", required=True, metavar="NAME|PATH", help=text)(command)
-
-
-def precision_option(text: str) -> Decorated:
-    """Add --precision, fp32 by default, to a command."""
+def precision_option(text: str) -> Decorator:
+    """Return the option --precision, fp32 by default."""
     precisions = click.Choice(get_args(Precision))
     return click.option("--precision", type=precisions, default="fp32", show_default=True, help=text)
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given."""
+def data_dir_option(default: str) -> Decorator:
+    """Return the option --data-dir, with a description of its default."""
+    text = "Folder with the data sets in torchvision's layout."
+    return click.option("--data-dir", metavar="DIR", show_default=default, help=text)
+
+
+def device_option(purpose: str) -> Decorator:
+    """Return the option --device, "auto" by default."""
+    text = f"{purpose}: auto (a GPU if there is one), cpu, cuda, cuda:N or mps."
+    return click.option("--device", default="auto", show_default=True, metavar="DEVICE", help=text)
+
+
+def drop_none(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options whose value is not None."""
     return {key: value for key, value in options.items() if value is not None}
 
 
-def words(text: str) -> list[str]:
-    """Return the words of "a, b"."""
-    return [word.strip() for word in text.split(",")]
+def split_commas(text: str) -> list[str]:
+    """Split "a, b" into ["a", "b"]."""
+    return [part.strip() for part in text.split(",")]
 
 
-def counts(option: str, text: str) -> list[int]:
-    """Return the whole numbers of "1,32"."""
+def parse_integers(option: str, text: str) -> list[int]:
+    """Parse "1,32" into [1, 32]; raise InvalidValue naming the option otherwise."""
     try:
-        return [int(word) for word in words(text)]
+        return [int(part) for part in split_commas(text)]
     except ValueError:
-        raise InvalidValue(f"{option} is {text!r}; expected whole numbers with commas between") from None
+        raise InvalidValue(f"{option} is {text!r}; expected integers separated by commas") from None
+
+
+def parse_compute_capability(text: str) -> tuple[int, int]:
+    """Parse "8.9", "89" or "sm_89" into (8, 9)."""
+    match = COMPUTE_CAPABILITY.fullmatch(text.strip())
+    if not match:
+        raise InvalidValue(f"--compute-capability is {text!r}; expected one such as 8.9")
+    return int(match[1]), int(match[2])
 
 
 def bundle_name(path: Path) -> str:
-    """Return how --model names the bundle in `path`."""
-    from robust_export.bundle import HOME
+    """Return the shortest value of --model for the bundle in `path`."""
+    from robust_export.bundle import EXPORTED
 
-    return path.name if path.parent == HOME else str(path)
+    return path.name if path.parent == EXPORTED else str(path)
+
+
+def command_line() -> str:
+    """Return the running command with the options given by the user, quoted for a shell."""
+    context = click.get_current_context()
+    words = ["robust-export", str(context.info_name)]
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params[str(parameter.name)]
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            words.append(parameter.opts[0])
+            continue
+        for item in value if parameter.multiple else (value,):
+            words += [parameter.opts[0], str(item)]
+    return shlex.join(words)

@@ -1,7 +1,8 @@
-"""What this machine can do, and what is missing for the rest."""
+"""The checks of `robust-export doctor`: what is installed on this machine, and how to get what is missing."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -25,22 +26,24 @@ TENSORRT = {
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt_rtx_cu13", "tensorrt_rtx"),
 }
-"""The packages to import, and the distributions that they come in."""
+"""{import name of a package: names of the distributions that may contain it}"""
+
+MIN_DISK = 2 << 30  # bytes
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that the machine has, or lacks."""
+    """A component, whether this machine has it, and how to get it if not."""
 
     name: str
-    status: Literal["ok", "missing", "optional"]  # optional: missing, and only some commands need it
+    status: Literal["ok", "missing", "optional"]  # "optional": missing, but only some commands need it
     found: str
     advice: str = ""
 
 
-def examine() -> list[Check]:
-    """Return every check, the required ones first."""
-    return [*_packages(), *_runtime(), *_gpu(), *_building(), *_tensorrt(), _disk()]
+def check_machine() -> list[Check]:
+    """Return all checks, those of the required packages first."""
+    return [*_packages(), *_onnxruntime(), _gpu(), *_kernels(), *_tensorrt(), _disk()]
 
 
 def _packages() -> Iterator[Check]:
@@ -58,11 +61,11 @@ def _packages() -> Iterator[Check]:
             yield Check(package, "ok" if found else "optional", found or "not installed", advice)
 
 
-def _runtime() -> Iterator[Check]:
+def _onnxruntime() -> Iterator[Check]:
     both = _version("onnxruntime"), _version("onnxruntime-gpu")
     if all(both):
         yield Check(
-            "ONNX Runtime", "missing", "onnxruntime and onnxruntime-gpu, which overwrite each other",
+            "ONNX Runtime", "missing", "both onnxruntime and onnxruntime-gpu, which overwrite each other",
             "pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
         )  # fmt: skip
         return
@@ -77,63 +80,66 @@ def _runtime() -> Iterator[Check]:
     yield Check("ONNX Runtime", "ok", f"{onnxruntime.__version__}: {providers}")
 
 
-def _gpu() -> Iterator[Check]:
+def _gpu() -> Check:
     name = _gpu_name()
-    yield Check(
-        "GPU", "ok" if name else "optional", name or "none that PyTorch sees",
-        "" if name else "an NVIDIA GPU and its driver, for training at full size",
-    )  # fmt: skip
+    advice = "" if name else "an NVIDIA GPU and its driver, for training at full size"
+    return _optional("GPU", name, advice, "none that PyTorch can use")
 
 
-def _building() -> Iterator[Check]:
+def _kernels() -> Iterator[Check]:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    advice = "" if compiler else "a C++ compiler (Debian: apt-get install g++), for the fused kernel"
-    yield Check("C++ compiler", "ok" if compiler else "optional", compiler or "none", advice)
+    advice = "a C++ compiler (Debian: apt-get install g++), for the fused kernel"
+    yield _optional("C++ compiler", compiler, "" if compiler else advice)
     library = ort_library()
-    yield Check(
-        "fused kernel", "ok" if library else "optional", str(library) if library else "none",
-        "" if library else why_no_library(),
-    )  # fmt: skip
+    yield _optional("fused kernel", library, "" if library else why_no_library())
 
 
 def _tensorrt() -> Iterator[Check]:
-    found = [f"{name} {version}" for name in TENSORRT if (version := _importable(name))]
-    yield Check(
-        "TensorRT", "ok" if found else "optional", ", ".join(found) or "not installed",
-        "" if found else "pip install 'robust-export[tensorrt]', or [rtx] for TensorRT for RTX",
-    )  # fmt: skip
+    found = [f"{name} {version}" for name in TENSORRT if (version := _tensorrt_version(name))]
+    advice = "pip install 'robust-export[tensorrt]', or [rtx] for TensorRT for RTX"
+    yield _optional("TensorRT", ", ".join(found), "" if found else advice, "not installed")
     nvcc = find_nvcc()
-    yield Check("nvcc", "ok" if nvcc else "optional", nvcc or "none", "" if nvcc else "NVIDIA's CUDA toolkit")
+    yield _optional("nvcc", nvcc, "" if nvcc else "NVIDIA's CUDA toolkit")
     try:
-        headers, missing = find_tensorrt_headers().origin, ""
+        yield _optional("TensorRT's headers", find_tensorrt_headers().origin, "")
     except BuildError as error:
-        headers, missing = "none", str(error)
-    yield Check("TensorRT's headers", "optional" if missing else "ok", headers, missing)
+        yield _optional("TensorRT's headers", None, str(error))
     library = trt_library()
-    yield Check(
-        "TensorRT plugin", "ok" if library else "optional", str(library) if library else "none",
-        "" if library else why_no_trt_library(),
-    )  # fmt: skip
+    yield _optional("TensorRT plugin", library, "" if library else why_no_trt_library())
 
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free
-    enough = free > 2 << 30
+    enough = free > MIN_DISK
     return Check(
         "free disk", "ok" if enough else "missing", f"{free / (1 << 30):.1f} GiB",
         "" if enough else "2 GiB, for checkpoints and artifacts",
     )  # fmt: skip
 
 
+def _optional(name: str, found: object, advice: str, nothing: str = "none") -> Check:
+    """Return the check of an optional component; `found` is false if it is missing."""
+    return Check(name, "ok" if found else "optional", str(found or nothing), advice)
+
+
 def _gpu_name() -> str | None:
-    if importlib.util.find_spec("torch") is None:
+    """Return the name and compute capability of PyTorch's GPU, None if it has none."""
+    if importlib.util.find_spec("torch") is None or not _has_cuda_driver():
         return None
-    import torch
+    import torch  # takes seconds, so only if there is a driver
 
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
     return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+
+
+def _has_cuda_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _version(package: str) -> str | None:
@@ -143,8 +149,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _importable(package: str) -> str | None:
-    """Return the version of one of TENSORRT that is installed; it is not imported, which takes long."""
+def _tensorrt_version(package: str) -> str | None:
+    """Return the version of an installed package of TENSORRT, without importing it, which takes seconds."""
     if importlib.util.find_spec(package) is None:
         return None
-    return next((version for name in TENSORRT[package] if (version := _version(name))), "of unknown version")
+    return next((version for name in TENSORRT[package] if (version := _version(name))), "(unknown version)")
