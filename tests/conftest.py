@@ -1,31 +1,39 @@
-"""What several tests share: a small recipe, a bundle trained by it, a linear network, the kernel."""
+"""Fixtures for all tests: trained bundles, a linear network, the native libraries.
+
+A session fixture is made once per xdist worker. What takes more than a second is made by `once_per_run`
+instead: by the worker that needs it first, in a folder that all workers share.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of this process, and of those that tests start; before torch
+# Set before torch is imported; child processes inherit both.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["ROBUST_EXPORT_ORT_LIBRARY"] = ""  # stock ONNX Runtime unless a test uses the fixture `library`
 
-os.environ["ROBUST_EXPORT_ORT_LIBRARY"] = ""  # stock ONNX Runtime, but for the tests of the kernel
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copytree
-from typing import Any
+from shutil import copytree, rmtree
+from typing import Any, TypeAlias
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from robust_export import kernels
-from robust_export.bundle import Bundle
+from robust_export.bundle import ONNX_FILES, Bundle
 from robust_export.errors import BuildError
 from robust_export.export.bundle_onnx import export_bundle
+from robust_export.export.calibration import Calibration
 from robust_export.recipe.recipe_file import merge, parse
 from robust_export.recipe.schema import Recipe
-from robust_export.runtimes.tensorrt.gpu_info import gpu
+from robust_export.runtimes.tensorrt.gpu_info import gpu_capability
+from robust_export.runtimes.tensorrt.variants import Variant, load_variant
 from robust_export.training.run import train
 
 TINY: dict[str, dict[str, Any]] = {
@@ -39,39 +47,88 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where CUDA sees none."""
+    """Skip tests marked `gpu` if there is no NVIDIA GPU."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked and gpu() is None:
+    if marked and gpu_capability() is None:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="not run: there is no NVIDIA GPU"))
 
 
 def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
-    """Return the smallest recipe that still trains a Sparta network, with changes."""
+    """Return the recipe TINY, which trains a Sparta network in seconds, with changes by section."""
     return parse(merge(TINY, sections), "test")
 
 
 @pytest.fixture
 def foreground() -> Iterator[None]:
-    """Handle SIGINT as a command in the foreground does: one in the background inherits it ignored."""
+    """Handle SIGINT as a foreground process does; a background process inherits it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
+OncePerRun: TypeAlias = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained and exported bundle; read it only, or copy it (`bundle`)."""
-    folder = tmp_path_factory.mktemp("exported") / "tiny"
-    export_bundle(train(tiny_recipe(), folder, device="cpu"))
-    return folder
+def once_per_run(tmp_path_factory: pytest.TempPathFactory) -> OncePerRun:
+    """Return a function (name, make) -> folder that calls make(folder) once for all xdist workers.
+
+    The folder exists and is empty when `make` is called, and must not be written to afterwards. It gets its
+    final name only when `make` has returned, so an error leaves nothing and the next worker tries again.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, unfinished = root / name, root / f"{name}.unfinished"
+        with FileLock(root / f"{name}.lock"):
+            if not folder.is_dir():
+                rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def trained(once_per_run: OncePerRun) -> Path:
+    """Return a trained bundle with model.onnx: read only, shared by all workers; `bundle` is a copy."""
+    return (
+        once_per_run(
+            "trained",
+            lambda folder: export_bundle(train(tiny_recipe(), folder / "tiny", device="cpu")),
+        )
+        / "tiny"
+    )
 
 
 @pytest.fixture
 def bundle(trained: Path, tmp_path: Path) -> Bundle:
-    """A bundle of one's own."""
-    copytree(trained, tmp_path / "tiny")
-    return Bundle.open(tmp_path / "tiny")
+    """Return a copy of `trained` that the test may change."""
+    return Bundle.open(copytree(trained, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def precisions(trained: Path, once_per_run: OncePerRun) -> Path:
+    """Return `trained` with ONNX files of every precision: read only, shared; `whole` is a copy."""
+
+    def make(folder: Path) -> None:
+        copytree(trained, folder / "tiny")
+        for precision in list(ONNX_FILES)[1:]:
+            calibration = Calibration(samples=64) if precision == "int8" else None
+            export_bundle(Bundle.open(folder / "tiny"), precision=precision, calibration=calibration)
+
+    return once_per_run("precisions", make) / "tiny"
+
+
+@pytest.fixture
+def whole(precisions: Path, tmp_path: Path) -> Bundle:
+    """Return a copy of `precisions` that the test may change."""
+    return Bundle.open(copytree(precisions, tmp_path / "tiny"))
 
 
 @dataclass(frozen=True)
@@ -118,8 +175,25 @@ def linear() -> Linear:
 
 
 @pytest.fixture(scope="session")
+def rtx() -> Variant:
+    """Return TensorRT for RTX; skip if it is not installed, fail if it is and does not load."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed")
+    return load_variant("rtx")
+
+
+@pytest.fixture(scope="session")
+def plugin() -> Path:
+    """Return the TensorRT plugin library; skip if it was not built."""
+    found = kernels.trt_library()
+    if found is None:
+        pytest.skip(kernels.why_no_trt_library())
+    return found
+
+
+@pytest.fixture(scope="session")
 def built() -> Path:
-    """The library for ONNX Runtime, built where it is not; skipped where it cannot be."""
+    """Return the ONNX Runtime library; build it if needed, skip if it cannot be built."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ROBUST_EXPORT_ORT_LIBRARY")
         try:
@@ -130,6 +204,6 @@ def built() -> Path:
 
 @pytest.fixture
 def library(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, used by everything that runs in the test."""
+    """Let the test use the ONNX Runtime library; return its path."""
     monkeypatch.setenv("ROBUST_EXPORT_ORT_LIBRARY", str(built))
     return built

@@ -114,7 +114,7 @@ def run(
 
 def run_cli(*words: str | os.PathLike[str], **options: Any) -> Result:
     """Run the command line in a child process; `options` are those of `run`."""
-    return run(command_line, *map(os.fspath, words), **options)
+    return run(command_line, *(os.fspath(word) for word in words), **options)
 
 
 def run_ranks(count: int, function: Callable[..., object], *args: object, **options: Any) -> Sequence[Result]:

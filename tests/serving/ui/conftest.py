@@ -11,16 +11,18 @@ import pytest
 
 from robust_export.bundle import Bundle
 from robust_export.serving.ui.make_examples import Wanted, make_examples
-from tests.serving.conftest import _no_key, net  # noqa: F401 (fixtures)
+from tests.conftest import OncePerRun
 
 
 @pytest.fixture(scope="session")
-def shown(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with an examples.json; read it only."""
-    folder = tmp_path_factory.mktemp("shown") / "tiny"
-    copytree(trained, folder)
-    make_examples(Bundle.open(folder), Wanted(images=6), device="cpu")
-    return folder
+def shown(trained: Path, once_per_run: OncePerRun) -> Path:
+    """Return a bundle with an examples.json: read only, shared by all workers."""
+
+    def make(folder: Path) -> None:
+        bundle = Bundle.open(copytree(trained, folder / "tiny"))
+        make_examples(bundle, Wanted(images=6), device="cpu")
+
+    return once_per_run("shown", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
