@@ -128,8 +128,8 @@ def test_what_cannot_be_measured(trained: Path, graphs: list[tuple[Graph, str, O
     ("args", "code", "words"),
     [
         (["--runtime", "tensorrt"], 1, "engines are measured on a GPU, and CUDA sees none here"),
-        (["--runtime", "tensorrt", "--threads", "2"], 2, "--threads are of --runtime onnxruntime"),
-        (["--precision", "fp16"], 2, "--precision is of --runtime tensorrt"),
+        (["--runtime", "tensorrt", "--threads", "2"], 2, "--threads need --runtime onnxruntime"),
+        (["--precision", "fp16"], 2, "--precision needs --runtime tensorrt"),
     ],
 )
 def test_the_command_without_a_gpu(

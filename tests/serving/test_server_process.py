@@ -266,12 +266,12 @@ def test_what_it_refuses_to_start_with(net: Path, tmp_path: Path) -> None:
     [
         (["--host", "nowhere.invalid"], "nowhere.invalid"),
         (["--tls-cert", "a.pem"], "--tls-key"),
-        (["--queue", "0"], "queue is 0"),
-        (["--port", "70000"], "port is 70000"),
+        (["--queue", "0"], "'--queue'"),
+        (["--port", "70000"], "'--port'"),
         (["--port", "5000", "--grpc-port", "5000"], "cannot share port 5000"),
         (["--timeout", "nan"], "timeout"),
         (["--runtime", "abacus"], "abacus"),
-        (["--workers", "0"], "workers is 0"),
+        (["--workers", "0"], "'--workers'"),
     ],
 )
 def test_options_that_are_wrong(net: Path, arguments: list[str], words: str) -> None:
