@@ -1,4 +1,4 @@
-"""A small bundle that is made by hand."""
+"""A small bundle with placeholder files, which is written in milliseconds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GIVEN: Manifest = {
 
 
 def make(path: Path, name: str = "tiny") -> Bundle:
-    """Write a small bundle by hand."""
+    """Write a small bundle to `path`."""
     for file, (_, content) in CONTENT.items():
         (path / file).parent.mkdir(parents=True, exist_ok=True)
         (path / file).write_bytes(content)

@@ -1,12 +1,12 @@
-"""Probes timm's networks, and prints those on which `convertible_backbones()` is wrong.
+"""Check `convertible_backbones()` against all of timm's networks.
 
     python tests/survey_models.py [MODULE ...]
 
-MODULE is one of timm's modules, such as `resnet` or `vgg`; without any, all are probed, which takes
-about half an hour. Nothing is downloaded: networks are built on torch's meta device, without
-weights. Run it when timm has a new version, and mend `WITHOUT_FEATURE_MAPS` in activations.py by it.
+MODULE is a timm module such as `resnet` or `vgg`; the default is all of them, which takes about half an hour.
+Nothing is downloaded: networks are built on torch's meta device, without weights. Run it for a new version of
+timm, and correct `WITHOUT_FEATURE_MAPS` in nn/model_names.py by its output.
 
-It is a script, not a test: what timm offers is not this project's doing, and too much to run daily.
+This is a script, not a test, because it depends on timm's version and takes too long.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from robust_export.nn.sites import find_sites
 
 
 def survey(modules: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield every network of the modules with what is wrong about it, "" if nothing is."""
+    """Yield (network, disagreement with `convertible_backbones()` or "") for the modules' networks."""
     listed = set(convertible_backbones())
     for module in modules:
         for name in timm.list_models(module=module):
-            reason = why_not(name)
+            reason = conversion_error(name)
             if (name in listed) == (not reason):
                 yield name, ""
             else:
                 yield name, f"listed, but {reason}" if reason else "not listed, but can be converted"
 
 
-def why_not(name: str) -> str:
-    """Return why a network cannot be converted, in a line; "" if it can."""
+def conversion_error(name: str) -> str:
+    """Return in one line why a network cannot be converted, "" if it can."""
     config = timm.get_pretrained_cfg(name)
     in_chans, _, size = config.input_size if config else (3, 128, 128)
     try:
@@ -48,7 +48,7 @@ def why_not(name: str) -> str:
 
 
 def build(name: str) -> nn.Module:
-    """Return a timm network without weights, or with random ones if its constructor computes."""
+    """Return a timm network on the meta device, or on the CPU if its constructor needs values."""
     network: nn.Module
     try:
         with torch.device("meta"):
@@ -59,12 +59,12 @@ def build(name: str) -> nn.Module:
 
 
 def main(modules: Sequence[str]) -> int:
-    """Print what is wrong, and a count; return 1 if anything is."""
+    """Print disagreements and their number; return 1 if there are any."""
     known = timm.list_modules()
     for module in modules:
         if module not in known:
             raise SystemExit(str(unknown("timm module", module, known)))
-    warnings.simplefilter("ignore")  # timm's, about deprecated names
+    warnings.simplefilter("ignore")  # timm warns of deprecated names
     count = wrong = 0
     for name, problem in survey(modules or known):
         count += 1

@@ -1,19 +1,20 @@
-"""Bundles: whole, found by name or path, and refused when anything in them was altered."""
+"""Opening bundles: by name and path, and refusing missing, altered and damaged ones."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from robust_export import bundle as bundle_module
 from robust_export.bundle import MANIFEST, SCHEMA, Bundle, locate
 from robust_export.errors import BundleError
 from robust_export.recipe.schema import Recipe, Threat
 from robust_export.utils.files import sha256
-from robust_export.utils.provenance import now, versions
 from tests.small_bundle import CONTENT, GIVEN, Manifest, make
 
 
@@ -30,7 +31,7 @@ def manifest_of(folder: Path) -> Manifest:
 # --- round trip ---
 
 
-def test_a_bundle_opens_as_it_was_made(tmp_path: Path) -> None:
+def test_open_returns_what_create_wrote(tmp_path: Path) -> None:
     made = make(tmp_path / "tiny", "demo")
     opened = Bundle.open(tmp_path / "tiny")
     assert opened.manifest == made.manifest == manifest_of(tmp_path / "tiny")
@@ -43,7 +44,7 @@ def test_a_bundle_opens_as_it_was_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", CONTENT)
-def test_the_manifest_has_every_files_digest(folder: Path, file: str) -> None:
+def test_manifest_has_digest_size_and_kind(folder: Path, file: str) -> None:
     kind, content = CONTENT[file]
     bundle = Bundle.open(str(folder))
     entry = bundle.manifest["files"][file]
@@ -52,9 +53,9 @@ def test_the_manifest_has_every_files_digest(folder: Path, file: str) -> None:
     assert bundle.files(kind) == [file]
 
 
-def test_a_file_that_is_not_listed(folder: Path) -> None:
+def test_unlisted_file(folder: Path) -> None:
     (folder / "unlisted").write_bytes(b"x")
-    bundle = Bundle.open(folder)  # a file more does no harm
+    bundle = Bundle.open(folder)  # unlisted files are ignored
     with pytest.raises(BundleError) as caught:
         bundle.file("unlisted")
     assert "unlisted" in str(caught.value)
@@ -68,7 +69,7 @@ def test_a_file_that_is_not_listed(folder: Path) -> None:
 
 @pytest.mark.parametrize("file", [file for file, (_, content) in CONTENT.items() if content])
 @pytest.mark.parametrize("position", [0, -1])
-def test_one_altered_byte_is_found(folder: Path, file: str, position: int) -> None:
+def test_one_altered_byte_is_refused(folder: Path, file: str, position: int) -> None:
     content = bytearray((folder / file).read_bytes())
     content[position] ^= 1
     (folder / file).write_bytes(content)
@@ -79,7 +80,7 @@ def test_one_altered_byte_is_found(folder: Path, file: str, position: int) -> No
 
 
 @pytest.mark.parametrize("file", CONTENT)
-def test_a_longer_file_is_found(folder: Path, file: str) -> None:
+def test_longer_file_is_refused(folder: Path, file: str) -> None:
     with (folder / file).open("ab") as stream:
         stream.write(b"\n")
     with pytest.raises(BundleError, match=f"{file} was altered"):
@@ -87,13 +88,13 @@ def test_a_longer_file_is_found(folder: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", CONTENT)
-def test_a_missing_file_is_found(folder: Path, file: str) -> None:
+def test_missing_file_is_refused(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(BundleError, match=f"lacks {file}"):
         Bundle.open(folder)
 
 
-def test_an_unfinished_bundle(folder: Path) -> None:
+def test_bundle_without_manifest_is_unfinished(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     with pytest.raises(BundleError, match=r"unfinished.*--resume") as caught:
         Bundle.open(folder)
@@ -108,7 +109,7 @@ def test_an_unfinished_bundle(folder: Path) -> None:
     [b"", b"{", b"not JSON", b"[]", b"3", b"null", b'"x"', b"{}", b"\x00", b"\xff\xfe\x00", b'{"schema": 1}'],
     ids=repr,
 )
-def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
+def test_invalid_manifest_is_refused(folder: Path, content: bytes) -> None:
     (folder / MANIFEST).write_bytes(content)
     with pytest.raises(BundleError, match=MANIFEST):
         Bundle.open(folder)
@@ -116,9 +117,9 @@ def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("wrong", ["missing", None, 1.5, "7"])
 @pytest.mark.parametrize("key", [*GIVEN, "schema", "files"])
-def test_every_key_is_required(folder: Path, key: str, wrong: object) -> None:
+def test_manifest_key_of_wrong_type_is_refused(folder: Path, key: str, wrong: object) -> None:
     manifest = manifest_of(folder)
-    manifest[key] = 7 if type(wrong) is type(manifest[key]) else wrong  # some of them are strings
+    manifest[key] = 7 if type(wrong) is type(manifest[key]) else wrong  # a valid string key gets an integer
     if wrong == "missing":
         del manifest[key]
     (folder / MANIFEST).write_text(json.dumps(manifest))
@@ -127,8 +128,8 @@ def test_every_key_is_required(folder: Path, key: str, wrong: object) -> None:
 
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, 1000])
-def test_a_newer_schema_asks_for_an_upgrade(folder: Path, schema: int) -> None:
-    """Whatever else that schema has changed."""
+def test_newer_schema_asks_for_upgrade(folder: Path, schema: int) -> None:
+    """Even if its other keys are unknown."""
     for manifest in ({**manifest_of(folder), "schema": schema}, {"schema": schema}):
         (folder / MANIFEST).write_text(json.dumps(manifest))
         with pytest.raises(BundleError, match=f"schema {schema}.*upgrade"):
@@ -136,14 +137,14 @@ def test_a_newer_schema_asks_for_an_upgrade(folder: Path, schema: int) -> None:
 
 
 def add_entry(folder: Path, file: str, entry: object) -> None:
-    """Write an entry into the manifest as `Bundle` would, so that its own digest agrees."""
+    """Write an entry into the manifest with a correct own digest."""
     bundle = Bundle.open(folder)
     bundle.manifest["files"][file] = entry
     bundle.write({"model.onnx": b"graph"}, "onnx")
 
 
 @pytest.mark.parametrize("file", ["../x", "checkpoints/../../x", "/x"])
-def test_an_entry_outside_the_bundle_is_refused(folder: Path, file: str) -> None:
+def test_entry_outside_the_bundle_is_refused(folder: Path, file: str) -> None:
     outside = folder.parent / "x"
     outside.write_bytes(b"secret")
     file = str(outside) if file == "/x" else file
@@ -153,13 +154,13 @@ def test_an_entry_outside_the_bundle_is_refused(folder: Path, file: str) -> None
 
 
 @pytest.mark.parametrize("change", [{"sha256": 5}, {"sha256": None}, {"bytes": "700"}, {"bytes": None}])
-def test_an_entry_of_other_types_is_refused(folder: Path, change: dict[str, object]) -> None:
+def test_entry_of_wrong_type_is_refused(folder: Path, change: dict[str, object]) -> None:
     add_entry(folder, "weights.safetensors", {"sha256": "0" * 64, "bytes": 700, "kind": "weights", **change})
     with pytest.raises(BundleError, match=r"weights\.safetensors"):
         Bundle.open(folder)
 
 
-WHOLE = {"sha256": "0" * 64, "bytes": 700, "kind": "weights"}
+COMPLETE = {"sha256": "0" * 64, "bytes": 700, "kind": "weights"}
 
 
 @pytest.mark.parametrize(
@@ -170,12 +171,12 @@ WHOLE = {"sha256": "0" * 64, "bytes": 700, "kind": "weights"}
         [],
         {},
         {"sha256": "0" * 64, "bytes": 700},
-        {**WHOLE, "next": "0"},
-        {**WHOLE, "next": {}},
+        {**COMPLETE, "next": "0"},
+        {**COMPLETE, "next": {}},
     ],
     ids=repr,
 )
-def test_an_incomplete_entry_is_refused(folder: Path, entry: object) -> None:
+def test_incomplete_entry_is_refused(folder: Path, entry: object) -> None:
     add_entry(folder, "weights.safetensors", entry)
     with pytest.raises(BundleError, match=rf"{MANIFEST} is damaged.*weights\.safetensors"):
         Bundle.open(folder)
@@ -184,14 +185,14 @@ def test_an_incomplete_entry_is_refused(folder: Path, entry: object) -> None:
 ALTERATIONS: dict[str, Callable[[Manifest], object]] = {
     "eps": lambda manifest: manifest["threat"].update(eps=0.1),
     "labels": lambda manifest: manifest["labels"].reverse(),
-    "a file less": lambda manifest: manifest["files"].pop("recipe.toml"),
-    "a kind": lambda manifest: manifest["files"]["model.onnx"].update(kind="weights"),
-    "a key more": lambda manifest: manifest.update(note=1),
+    "file removed": lambda manifest: manifest["files"].pop("recipe.toml"),
+    "kind": lambda manifest: manifest["files"]["model.onnx"].update(kind="weights"),
+    "key added": lambda manifest: manifest.update(note=1),
 }
 
 
 @pytest.mark.parametrize("alteration", ALTERATIONS)
-def test_an_altered_manifest_is_found(folder: Path, alteration: str) -> None:
+def test_altered_manifest_is_refused(folder: Path, alteration: str) -> None:
     manifest = manifest_of(folder)
     ALTERATIONS[alteration](manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
@@ -204,11 +205,11 @@ def test_an_altered_manifest_is_found(folder: Path, alteration: str) -> None:
 
 def test_locate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
+    (tmp_path / "folder").mkdir()
     assert locate("r18_sparta") == Path("exported/r18_sparta")
     assert locate("runs/r18_sparta") == Path("runs/r18_sparta")
     assert locate(tmp_path / "nowhere") == tmp_path / "nowhere"
-    assert locate("here") == locate("./here") == Path("here")
+    assert locate("folder") == locate("./folder") == Path("folder")
 
 
 def test_open_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,27 +219,89 @@ def test_open_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert Bundle.open(name).name == "tiny"
 
 
-def test_a_missing_bundle_lists_those_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_bundle_lists_existing_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BundleError, match=r"exported/typo.*there is none yet"):
+    with pytest.raises(BundleError, match=r"exported/typo.*none yet"):
         Bundle.open("typo")
     make(tmp_path / "exported" / "one")
     make(tmp_path / "exported" / "two")
     (tmp_path / "exported" / "unfinished").mkdir()
-    with pytest.raises(BundleError, match=r"exported/typo \(there is one, two\)"):
+    with pytest.raises(BundleError, match=r"exported/typo \(exported has one, two\)"):
         Bundle.open("typo")
     with pytest.raises(BundleError, match=r"nowhere/typo.*none"):
         Bundle.open("nowhere/typo")
 
 
-def test_a_file_is_no_bundle(folder: Path) -> None:
+def test_file_path_is_refused(folder: Path) -> None:
     with pytest.raises(BundleError, match=r"model\.onnx"):
         Bundle.open(folder / "model.onnx")
 
 
-def test_facts_of_the_making() -> None:
-    assert {"robust-export", "torch", "numpy", "onnx", "timm"} <= versions().keys()
-    made = datetime.fromisoformat(now())
-    assert made.utcoffset() == timedelta(0)
-    assert datetime.now(UTC) - made < timedelta(hours=1)
-    assert "." not in now()
+# --- hashing ---
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count how often each file is hashed."""
+    counts: Counter[str] = Counter()
+
+    def counting(path: str | Path) -> str:
+        counts[Path(path).name] += 1
+        return sha256(path)
+
+    monkeypatch.setattr(bundle_module, "sha256", counting)
+    return counts
+
+
+def test_files_are_hashed_once_per_bundle(folder: Path, hashed: Counter[str]) -> None:
+    bundle = Bundle.open(folder)
+    assert hashed == {Path(file).name: 1 for file in CONTENT}
+    bundle.recipe()
+    for file in CONTENT:
+        bundle.check(file)
+        path = bundle.file(file)
+        assert bundle.digest(path) == bundle.manifest["files"][file]["sha256"]
+    assert set(hashed.values()) == {1}
+    Bundle.open(folder)
+    assert set(hashed.values()) == {2}
+
+
+def test_created_bundle_is_not_hashed_again(tmp_path: Path, hashed: Counter[str]) -> None:
+    bundle = make(tmp_path / "tiny")
+    for file in CONTENT:
+        bundle.file(file)
+    assert set(hashed.values()) == {1}
+
+
+def test_file_altered_after_opening_is_refused(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    path = bundle.file("model.onnx")
+    os.utime(path, ns=(0, 0))
+    assert bundle.file("model.onnx") == path  # hashed again: the same content
+    path.write_bytes(b"other" * 100)
+    for access in (bundle.file, bundle.check, lambda name: bundle.digest(folder / name)):
+        with pytest.raises(BundleError, match=r"model\.onnx was altered"):
+            access("model.onnx")
+
+
+def test_replaced_file_is_hashed_again(folder: Path, hashed: Counter[str]) -> None:
+    bundle = Bundle.open(folder)
+    bundle.write({"model.onnx": b"new graph"}, "onnx")
+    assert bundle.file("model.onnx").read_bytes() == b"new graph"
+    assert hashed["model.onnx"] == 2
+
+
+def test_containing_checks_one_file(folder: Path, hashed: Counter[str]) -> None:
+    bundle = Bundle.containing(folder / "model.onnx")
+    assert hashed == {"model.onnx": 1}
+    (folder / "weights.safetensors").write_bytes(b"altered")
+    with pytest.raises(BundleError, match="altered"):
+        bundle.file("weights.safetensors")
+    (folder / "model.onnx").write_bytes(b"altered")
+    with pytest.raises(BundleError, match="altered"):
+        Bundle.containing(folder / "model.onnx")
+
+
+def test_digest_of_file_outside_the_bundle(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"x")
+    assert Bundle.open(folder).digest(tmp_path / "other") == sha256(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Writing into a bundle: what is listed, and that it stays whole when it fails or is killed at any moment."""
+"""Writing into a bundle: entries of written files, failed writes, and a process killed during a write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from robust_export import bundle as room
+from robust_export import bundle as bundle_module
 from robust_export.bundle import MANIFEST, Bundle
 from robust_export.errors import BundleError, RobustExportError
 from robust_export.utils.files import sha256, write_atomically
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     return make(tmp_path / "tiny").path
 
 
-def test_write_lists_a_new_file(folder: Path) -> None:
+def test_write_lists_new_file(folder: Path) -> None:
     bundle = Bundle.open(folder)
     written = bundle.write({"model.fp16.onnx": b"half"}, "onnx", precision="fp16")
     assert written == [folder / "model.fp16.onnx"]
@@ -30,15 +30,13 @@ def test_write_lists_a_new_file(folder: Path) -> None:
         assert again.manifest["files"]["model.fp16.onnx"]["precision"] == "fp16"
 
 
-def test_write_replaces_a_file_and_its_digest(folder: Path) -> None:
+def test_write_replaces_file_and_digest(folder: Path) -> None:
     Bundle.open(folder).write({"model.onnx": b"another graph"}, "onnx")
     entry = Bundle.open(folder).manifest["files"]["model.onnx"]
     assert entry == {"sha256": sha256(folder / "model.onnx"), "bytes": 13, "kind": "onnx"}
 
 
-def test_write_leaves_everything_as_it_was_if_the_manifest_cannot_be_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_manifest_write_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / MANIFEST).read_bytes()
 
     def full(handle: int) -> None:
@@ -51,23 +49,23 @@ def test_write_leaves_everything_as_it_was_if_the_manifest_cannot_be_written(
 
 
 class Killed(BaseException):
-    """What nothing catches, as kill -9."""
+    """Stands in for SIGKILL: no handler catches it."""
 
 
 @pytest.mark.parametrize("moment", range(8))
-def test_a_bundle_that_is_killed_while_it_is_written_into_stays_whole(
+def test_bundle_is_valid_after_kill_during_write(
     folder: Path, moment: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every replacement of a file, before and after it."""
-    replace, done = os.replace, 0
+    """Killed before or after each rename."""
+    replace, renames = os.replace, 0
 
     def killed(*paths: Any) -> None:
-        nonlocal done
-        if done == moment:
+        nonlocal renames
+        if renames == moment:
             raise Killed
         replace(*paths)
-        done += 1
-        if done == moment:
+        renames += 1
+        if renames == moment:
             raise Killed
 
     bundle = Bundle.open(folder)
@@ -86,32 +84,30 @@ def test_a_bundle_that_is_killed_while_it_is_written_into_stays_whole(
         content = opened.file(name).read_bytes()
         assert content in (old, new)
         assert ("opset" in opened.manifest["files"][name]) == (content == new)
-    opened.write({"later.json": "{}"}, "report")  # and goes on from there
+    opened.write({"later.json": "{}"}, "report")  # it can be written to again
     assert Bundle.open(folder).files("report")
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one_listed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_file_write_keeps_old_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: bytes) -> Path:
         if path.name == "model.onnx":
             raise RobustExportError("disk full")
         return write_atomically(path, content)
 
-    monkeypatch.setattr(room, "write_atomically", full)
+    monkeypatch.setattr(bundle_module, "write_atomically", full)
     with pytest.raises(RobustExportError, match="disk full"):
         Bundle.open(folder).write({"model.onnx": b"another"}, "onnx")
     opened = Bundle.open(folder)
     assert opened.file("model.onnx").read_bytes() == b"graph" * 100
 
 
-def test_a_third_content_is_still_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a file is replaced, the old and the new one are taken, and no other."""
+def test_third_content_is_refused_during_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file is being replaced, only its old and its new content are accepted."""
 
     def stop(path: Path, content: bytes) -> Path:
         raise Killed
 
-    monkeypatch.setattr(room, "write_atomically", stop)
+    monkeypatch.setattr(bundle_module, "write_atomically", stop)
     with pytest.raises(Killed):
         Bundle.open(folder).write({"model.onnx": b"another"}, "onnx")
     Bundle.open(folder)

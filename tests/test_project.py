@@ -1,4 +1,4 @@
-"""What the project says of itself agrees with what it is."""
+"""Version, links, documented recipe keys and public names agree with the code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_version_and_changelog_agree() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", page.read_text()):
         link = target[0] or target[1]
         if not link.startswith(("http:", "https:")):

@@ -1,7 +1,7 @@
-"""A bundle: the folder exported/<name>/ with a trained model and everything derived from it.
+"""A bundle: the folder exported/<name>/ with a trained model and all files derived from it.
 
-manifest.json lists every file with its digest. A bundle without a manifest is unfinished; one whose
-files differ from their digests is refused. Nothing here imports torch: servers read bundles too.
+manifest.json lists every file with its SHA-256. A bundle without a manifest is unfinished; one with a file that
+differs from its digest is refused. This module does not import torch: servers read bundles.
 """
 
 from __future__ import annotations
@@ -23,31 +23,42 @@ EXPORTED = Path("exported")
 ONNX_FILES = {
     "fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx", "int8": "model.int8.onnx",
 }  # fmt: skip
-"""{precision: what the bundle's ONNX file of it is called}"""
-NEXT = "next"  # in a file's entry: that of the file which is about to take its place
+"""{precision: name of the bundle's ONNX file}"""
+NEXT = "next"  # key in a file's entry: the entry of the content that is about to replace it
 
 REQUIRED: dict[str, type] = {
     "schema": int, "name": str, "created": str, "model": str, "labels": list, "input": dict,
     "output": dict, "preprocessing": dict, "threat": dict, "provenance": dict, "files": dict,
 }  # fmt: skip
-
+"""Keys of a manifest, with their types."""
 
 ENTRY: dict[str, type] = {"sha256": str, "bytes": int, "kind": str}
+"""Keys of a file's entry, with their types."""
+
+Stamp = tuple[int, int, int]  # inode, size, mtime_ns of a file
 
 
 class Bundle:
-    """An opened bundle whose files have been checked against their digests."""
+    """An opened bundle.
+
+    A file is hashed when it is first checked, and again only if its size, modification time or inode changed.
+
+    Attributes:
+        path: the folder.
+        manifest: content of manifest.json.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self._checked: dict[str, Stamp] = {}
 
     @classmethod
     def open(cls, name_or_path: str | Path) -> Bundle:
-        """Open `exported/<name>` or a path, and check every file that the manifest lists.
+        """Open `exported/<name>` or a path, and check all files that the manifest lists.
 
         Raises:
-            BundleError: if it is missing, unfinished, altered, or of a newer schema.
+            BundleError: if the bundle is missing, unfinished, altered, or of a newer schema.
         """
         path = locate(name_or_path)
         bundle = cls(path, _read_manifest(path))
@@ -56,15 +67,34 @@ class Bundle:
         return bundle
 
     @classmethod
+    def containing(cls, file: Path) -> Bundle:
+        """Open the bundle in the folder of `file`, and check only this file; `Bundle.file` checks others.
+
+        Raises:
+            BundleError: if the folder is no finished bundle, or its manifest or the file was altered.
+        """
+        path = file.resolve().parent
+        bundle = cls(path, _read_manifest(path))
+        if file.name in bundle.manifest["files"]:
+            bundle.check(file.name)
+        return bundle
+
+    @classmethod
     def create(cls, path: Path, manifest: Mapping[str, Any], files: Mapping[str, str]) -> Bundle:
-        """Finish the bundle in `path`: write the manifest that makes it one.
+        """Write the manifest of the bundle in `path`, which finishes the bundle.
 
         Args:
-            files: the kind of every file that is part of it, by name.
+            path: the folder, which has the files.
+            manifest: everything but "schema" and "files".
+            files: {name: kind}.
         """
-        entries = {name: _entry(path / name, kind) for name, kind in files.items()}
-        bundle = cls(path, {"schema": SCHEMA, **manifest, "files": entries})
-        bundle._write()
+        bundle = cls(path, {"schema": SCHEMA, **manifest, "files": {}})
+        for name, kind in files.items():
+            stamp = _stamp(path / name)
+            entry = {"sha256": sha256(path / name), "bytes": stamp[1], "kind": kind}
+            bundle.manifest["files"][name] = entry
+            bundle._checked[name] = stamp
+        bundle._write_manifest()
         return bundle
 
     @property
@@ -80,68 +110,89 @@ class Bundle:
         return dataclass_from_table(Threat, self.manifest["threat"], f"{self.path}/{MANIFEST}: threat")
 
     def recipe(self) -> Recipe:
-        """Return the recipe that the bundle was trained by."""
+        """Return the recipe that the model was trained with."""
         return parse(load_recipe(self.file("recipe.toml")), str(self.path / "recipe.toml"))
 
     def file(self, name: str) -> Path:
-        """Return the path of a file that the manifest lists.
+        """Return the path of a file after checking it.
 
         Raises:
-            BundleError: if the bundle has no such file.
+            BundleError: if the manifest does not list the file, or the file is missing or altered.
         """
         if name not in self.manifest["files"]:
-            have = ", ".join(self.manifest["files"])
-            raise BundleError(f"bundle {self.path} has no {name}; it has {have}")
+            listed = ", ".join(self.manifest["files"])
+            raise BundleError(f"bundle {self.path} has no {name}; it has {listed}")
+        self.check(name)
         return self.path / name
 
+    def digest(self, path: Path) -> str:
+        """Return the SHA-256 of any file; one of the bundle is checked, and hashed only if it changed."""
+        resolved, folder = path.resolve(), self.path.resolve()
+        name = resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else ""
+        if name not in self.manifest["files"]:
+            return sha256(path)
+        self.check(name)
+        return str(self.manifest["files"][name]["sha256"])
+
     def files(self, kind: str) -> list[str]:
-        """Return the names of the files of a kind: "weights", "onnx", ..."""
+        """Return the names of all files of a kind: "weights", "onnx", ..."""
         return [name for name, entry in self.manifest["files"].items() if entry["kind"] == kind]
 
     def write(self, contents: Mapping[str, bytes | str], kind: str, **facts: Any) -> list[Path]:
-        """Write files into the bundle, or replace them, and list them.
+        """Write files into the bundle and list them in the manifest; return their paths.
 
-        The manifest first says which digests are coming: whenever this is killed, each file is the old or the
-        new one, whole, and readers know both.
+        The manifest is written first, with the old and the new entry of each replaced file; then the files; then
+        the manifest with the new entries. If the process is killed in between, each file is completely old or
+        completely new, and `check` accepts both.
+
+        Args:
+            contents: {name: content}.
+            kind: of the files.
+            facts: further keys of their entries, such as the precision.
         """
         data = {name: c.encode() if isinstance(c, str) else c for name, c in contents.items()}
-        coming = {name: _described(content, kind, **facts) for name, content in data.items()}
+        new = {name: _entry(content, kind, **facts) for name, content in data.items()}
         entries = self.manifest["files"]
-        for name in entries.keys() & coming.keys():
-            entries[name] = {**entries[name], NEXT: coming[name]}
-        self._write()
+        for name in entries.keys() & new.keys():
+            entries[name] = {**entries[name], NEXT: new[name]}
+        self._write_manifest()
         for name, content in data.items():
+            self._checked.pop(name, None)
             write_atomically(self.path / name, content)
-        entries.update(coming)
-        self._write()
+        entries.update(new)
+        self._write_manifest()
         return [self.path / name for name in contents]
 
     def check(self, name: str) -> None:
-        """Raise BundleError unless the file is there and as it was when it was listed."""
+        """Raise BundleError unless the file exists and has the digest in the manifest."""
         entry, path = self.manifest["files"][name], self.path / name
         if not path.is_file():
             raise BundleError(
                 f"bundle {self.path} lacks {name}, which its manifest lists: restore it, or make "
                 "the bundle again"
             )
-        size, digest = path.stat().st_size, sha256(path)
+        stamp = _stamp(path)  # taken before hashing: a later change gives another stamp
+        if self._checked.get(name) == stamp:
+            return
+        digest = sha256(path)
         for known in (entry, entry.get(NEXT, {})):
-            if (known.get("bytes"), known.get("sha256")) == (size, digest):
+            if (known.get("bytes"), known.get("sha256")) == (stamp[1], digest):
                 self.manifest["files"][name] = {key: value for key, value in known.items() if key != NEXT}
+                self._checked[name] = stamp
                 return
         raise BundleError(
             f"{path} was altered: its SHA-256 is {digest[:16]}..., the manifest says "
             f"{entry['sha256'][:16]}... Restore the file, or make the bundle again."
         )
 
-    def _write(self) -> None:
-        """Write the manifest, with the digest of itself that guards it as it guards the files."""
+    def _write_manifest(self) -> None:
+        """Write the manifest with its own digest, by which an altered manifest is refused."""
         self.manifest["sha256"] = _own_digest(self.manifest)
         write_atomically(self.path / MANIFEST, to_json(self.manifest))
 
 
 def locate(name_or_path: str | Path) -> Path:
-    """Return the folder of a bundle: a path as it is, a name under exported/."""
+    """Return the folder of a bundle: a path unchanged, a name under exported/."""
     path = Path(name_or_path)
     return path if path.is_dir() or len(path.parts) > 1 else EXPORTED / path
 
@@ -150,34 +201,35 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in ENTRY.items())
 
 
-def _entry(path: Path, kind: str, **facts: Any) -> dict[str, Any]:
-    return {"sha256": sha256(path), "bytes": path.stat().st_size, "kind": kind, **facts}
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _described(content: bytes, kind: str, **facts: Any) -> dict[str, Any]:
+def _entry(content: bytes, kind: str, **facts: Any) -> dict[str, Any]:
     digest = hashlib.sha256(content).hexdigest()
     return {"sha256": digest, "bytes": len(content), "kind": kind, **facts}
 
 
 def _own_digest(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of all that a manifest says but its own digest."""
+    """Return the SHA-256 of a manifest without its key "sha256"."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        there = sorted(entry.parent.name for entry in path.parent.glob(f"*/{MANIFEST}"))
-        have = f"there is {', '.join(there)}" if there else "there is none yet"
+        bundles = sorted(entry.parent.name for entry in path.parent.glob(f"*/{MANIFEST}"))
+        listed = f"{path.parent} has {', '.join(bundles)}" if bundles else f"{path.parent} has none yet"
         raise BundleError(
-            f"no bundle at {path} ({have}). Train one with `robust-export train --model NAME`, or "
+            f"no bundle at {path} ({listed}). Train one with `robust-export train --model NAME`, or "
             "give its path."
         )
     file = path / MANIFEST
     if not file.is_file():
         raise BundleError(
-            f"{path} is unfinished: it has no {MANIFEST}. If a training run was interrupted, go on "
-            "with the same command and --resume."
+            f"{path} is unfinished: it has no {MANIFEST}. If a training run was interrupted, continue it "
+            "by the same command with --resume."
         )
     try:
         manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
@@ -186,12 +238,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise BundleError(
-            f"{file} has schema {schema}, this robust-export reads up to {SCHEMA}: it was made by a "
-            "newer version; upgrade robust-export."
+            f"{file} has schema {schema}, this robust-export reads up to {SCHEMA}: upgrade robust-export."
         )
     for key, kind in REQUIRED.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
-            raise BundleError(f"{file} is damaged: {key!r} is missing or no {kind.__name__}")
+            raise BundleError(f"{file} is damaged: {key!r} is missing or not of type {kind.__name__}")
     if manifest.get("sha256") != _own_digest(manifest):
         raise BundleError(f"{file} was altered: it differs from its own digest. Restore it, or train again.")
     for name, entry in manifest["files"].items():
