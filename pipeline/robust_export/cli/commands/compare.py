@@ -105,9 +105,7 @@ def _reject_options_of_plan(options: dict[str, Any]) -> None:
     """Raise InvalidValue if an option was given that the plan file sets."""
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise InvalidValue(
-            f"{', '.join(given)} given together with --plan, which sets it: leave out one of them"
-        )
+        raise InvalidValue(f"{', '.join(given)} with --plan, which sets it as well: leave out one of them")
 
 
 def _parse_rates(text: str) -> list[float]:

@@ -71,15 +71,11 @@ def _count_nodes(path: Path, precision: str) -> tuple[int, int, list[str]]:
     try:
         classifier = OnnxRuntimeClassifier(path)
         fused = classifier.fused_nodes()
-        line = (
-            f"{fused} of {nodes} Sparta nodes run fused on this machine"
-            if fused
-            else classifier.why_not_fused()
-        )
+        line = f"{fused} of {nodes} Sparta nodes run fused on this machine"
+        if not fused:
+            line = classifier.why_not_fused()
         if classifier.falls_back_to_fp32:
-            notes.append(
-                f"this machine has no {precision} arithmetic; ONNX Runtime computes in another precision"
-            )
+            notes.append(f"no {precision} arithmetic on this machine: ONNX Runtime computes in float32")
     except ArtifactError as error:  # ONNX Runtime cannot run the file's precision on this machine
         line = str(error)
     return nodes, fused, [*notes, line] if nodes else notes

@@ -67,9 +67,7 @@ PORT = click.IntRange(0, 65535)
     "--timeout", type=POSITIVE, default=30, show_default=True, metavar="S",
     help="Seconds allowed to receive a request, to compute its answer, and to send it.",
 )  # fmt: skip
-@click.option(
-    "--tls-cert", default="", metavar="FILE", help="PEM certificate; enables TLS for both protocols."
-)
+@click.option("--tls-cert", default="", metavar="FILE", help="PEM certificate; turns on TLS.")
 @click.option("--tls-key", default="", metavar="FILE", help="PEM private key of the certificate.")
 @click.option(
     "--log-level", type=click.Choice(["info", "warning", "error"]), default="info", show_default=True,

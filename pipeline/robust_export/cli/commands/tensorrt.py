@@ -125,9 +125,8 @@ def tensorrt(
             bundle, precision=precision, flavor=flavor, plugin=plugin, capabilities=wanted, options=options,
             fuse_add=fuse_add, monitor=monitor, refused=record_refusal, on_graph=save,
         )  # fmt: skip
-    _print_engines(
-        console, [{"file": str(path), **bundle.manifest["files"][path.name]} for path in paths], refused
-    )
+    engines = [{"file": str(path), **bundle.manifest["files"][path.name]} for path in paths]
+    _print_engines(console, engines, refused)
 
 
 def _print_engines(console: Console, engines: list[dict[str, Any]], refused: list[dict[str, str]]) -> None:
