@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from robust_export.cli.process import CommandError, interruptible
 
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
+from robust_export.cli.process import CommandError, interruptible
 from robust_export.errors import BundleError, RobustExportError, TrainingStopped
 from robust_export.recipe.recipe_file import to_toml
 from robust_export.training import step as learner
+from robust_export.training import trainer
 from robust_export.training.run import train
 from robust_export.training.trainer import Run
 from robust_export.utils.stop import StopRequest
+from tests import processes
 from tests.conftest import tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("foreground")
 
-KILLER = """
-import os, signal, sys
-from pathlib import Path
-from tests.conftest import tiny_recipe
-from robust_export.training import trainer
-from robust_export.training.run import train
 
-what, nth, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-home = os if what == "replace" else trainer
-original, calls = getattr(home, what), 0
+def train_and_kill_itself(module: str, function: str, nth: int, out: Path) -> None:
+    """Train TINY, and send SIGKILL to this process at the nth call of a function."""
+    owner = importlib.import_module(module)
+    original, calls = getattr(owner, function), iter(range(1, 10**6))
 
-def kill_at_nth(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == nth:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
+    def kill_at_nth(*args: Any, **options: Any) -> Any:
+        if next(calls) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **options)
 
-setattr(home, what, kill_at_nth)
-train(tiny_recipe(), out, device="cpu", resume=True)
-"""
+    setattr(owner, function, kill_at_nth)
+    train(tiny_recipe(), out, device="cpu", resume=True)
 
 
 def weights(folder: Path) -> bytes:
@@ -54,18 +47,20 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("what", "nth"),
+    ("module", "function", "nth"),
     [
-        ("replace", 2),  # the first checkpoint's tensors are on disk, its pointer is not
-        ("augment", 15),  # in the middle of the second epoch
-        ("replace", 10),  # all epochs are done, weights.safetensors is not yet in its place
-        ("replace", 13),  # everything but the manifest
+        ("os", "replace", 2),  # the first checkpoint's tensors are on disk, its pointer is not
+        (trainer.__name__, "augment", 15),  # in the middle of the second epoch
+        ("os", "replace", 10),  # all epochs are done, weights.safetensors is not yet in its place
+        ("os", "replace", 13),  # everything but the manifest
     ],
 )
-def test_kill_9_at_any_moment_changes_no_byte(trained: Path, tmp_path: Path, what: str, nth: int) -> None:
+def test_kill_9_then_resume_gives_same_weights(
+    trained: Path, tmp_path: Path, module: str, function: str, nth: int
+) -> None:
     out = tmp_path / "run"
-    killed = subprocess.run([sys.executable, "-c", KILLER, what, str(nth), str(out)], cwd=Path.cwd())
-    assert killed.returncode == -signal.SIGKILL
+    killed = processes.run(train_and_kill_itself, module, function, nth, out)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     with pytest.raises(BundleError, match="unfinished"):
         Bundle.open(out)
     bundle = train(tiny_recipe(), out, device="cpu", resume=True)
