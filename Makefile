@@ -9,7 +9,7 @@ LOCK := $(TOOLS)/bin/uv pip compile --quiet --generate-hashes --universal --pyth
 	--no-emit-index-url --custom-compile-command 'make lock' $(UPGRADE)
 KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/* plugins/training/*)
 
-.PHONY: help setup demo test test-serve docker-test kserve-test lock sbom lint format browser clean
+.PHONY: help setup demo docs test test-serve docker-test kserve-test lock sbom lint format browser clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -80,9 +80,12 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## build the documentation as a web site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 browser:  ## install Debian's Chromium, which the tests of the pages use (needs root)
 	apt-get update -qq
 	apt-get install -y -qq chromium
 
 clean:  ## remove what the targets made, but for bundles under exported/
-	rm -rf $(VENV) .venv-serve .venv-tools .venv-kserve .venv-sbom sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache
+	rm -rf site $(VENV) .venv-serve .venv-tools .venv-kserve .venv-sbom sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache
