@@ -5,11 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := .venv-tools
+PORTABLE := tests/test_architecture.py tests/test_project.py tests/cli tests/nn/test_sparta.py \
+	tests/export/test_exporter.py tests/runtimes/test_onnxruntime.py tests/serving/test_served.py  # for test-python
 LOCK := $(TOOLS)/bin/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 	--no-emit-index-url --custom-compile-command 'make lock' $(UPGRADE)
 KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/* plugins/training/*)
 
-.PHONY: help setup demo docs test test-serve docker-test kserve-test lock sbom lint format browser clean
+.PHONY: help setup demo docs test test-python test-serve docker-test kserve-test lock sbom lint format browser clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -39,6 +41,11 @@ test-serve:  ## serve in a fresh .venv-serve without torch, and ask with another
 	$(PYTHON) -m venv .venv-serve
 	.venv-serve/bin/python -m pip install --quiet '.[serve]' 'tritonclient[grpc,http]'
 	.venv-serve/bin/python tests/serving/without_torch.py
+
+test-python:  ## run import, command line, export and serving tests on another Python: make test-python PYTHON=python3.13
+	$(PYTHON) -m venv .venv-$(notdir $(PYTHON))
+	.venv-$(notdir $(PYTHON))/bin/python -m pip install --quiet --editable '.[dev]'
+	.venv-$(notdir $(PYTHON))/bin/python -m pytest $(PORTABLE)
 
 docker-test: $(STAMP)  ## build the image `cpu` without a Docker engine, run it and ask it (needs root, buildah, debootstrap)
 	$(BIN)/python tests/deploy/cpu_image.py
