@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -19,30 +20,40 @@ from robust_export.recipe.recipe_file import to_toml
 from robust_export.training.run import train
 from robust_export.training.trainer import Run
 from robust_export.utils.sharded_rng import ShardedGenerator, sharded_sample
-from tests.conftest import tiny_recipe
+from tests.conftest import OncePerRun, tiny_recipe
 from tests.data import write_folder
-from tests.training.together import CASES, STOP_AFTER, recipe, stop_after
+from tests.processes import run_ranks
+from tests.training.together import CASES, STOP_AFTER, check, recipe, stop_after
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where two processes have trained every case, in `two`."""
-    path = tmp_path_factory.mktemp("together")
-    for split, count in (("train", 10), ("val", 2)):
-        write_folder(path / "images" / split, dict.fromkeys("abcde", count))
-    stop, count_steps = stop_after(STOP_AFTER)
-    with pytest.raises(TrainingStopped, match="epoch 2, step 1"):
-        train(
-            recipe(path, "interrupted"), path / "one then two", device="cpu", stop=stop, on_step=count_steps
-        )
-    ran = subprocess.run(
-        [*TORCHRUN, "-m", "tests.training.together", str(path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return path
+@pytest.fixture(scope="session")
+def images(once_per_run: OncePerRun) -> Path:
+    """Return a folder of 40 training and 10 validation images of five classes."""
+
+    def make(path: Path) -> None:
+        for split, count in (("train", 10), ("val", 2)):
+            write_folder(path / split, dict.fromkeys("abcde", count))
+
+    return once_per_run("images", make)
+
+
+@pytest.fixture(scope="session")
+def folder(images: Path, once_per_run: OncePerRun) -> Path:
+    """Return a folder where two ranks have trained every case, in `two`; read only."""
+
+    def make(path: Path) -> None:
+        stop, count_steps = stop_after(STOP_AFTER)
+        with pytest.raises(TrainingStopped, match="epoch 2, step 1"):
+            train(
+                recipe(images, "interrupted"), path / "one then two",
+                device="cpu", stop=stop, on_step=count_steps,
+            )  # fmt: skip
+        for ran in run_ranks(2, check, images, path):
+            assert ran.returncode == 0, ran.stderr[-3000:]
+
+    return once_per_run("two-ranks", make)
 
 
 def gap(one: Path, two: Path) -> float:
@@ -52,15 +63,17 @@ def gap(one: Path, two: Path) -> float:
     return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
 
 
-def test_what_the_processes_found_wrong(folder: Path) -> None:
+def test_ranks_agree(folder: Path) -> None:
     assert [(folder / f"faults.{rank}").read_text() for rank in (0, 1)] == ["", ""]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "batch norm"])
-def test_two_give_the_weights_of_one(folder: Path, case: str) -> None:
-    alone = train(recipe(folder, case), folder / "one" / case, device="cpu")
+def test_two_ranks_give_the_weights_of_one(images: Path, folder: Path, tmp_path: Path, case: str) -> None:
+    alone = train(recipe(images, case), tmp_path / "run", device="cpu")
     assert gap(alone.path, folder / "two" / case) <= 1e-5
-    one, two = (json.loads((folder / n / case / "history.json").read_text()) for n in ("one", "two"))
+    one, two = (
+        json.loads((path / "history.json").read_text()) for path in (alone.path, folder / "two" / case)
+    )
     for mine, theirs in zip(one, two, strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
         assert theirs["robust_accuracy"] == mine["robust_accuracy"]
@@ -70,19 +83,22 @@ def test_the_manifest_says_how_many_there_were(folder: Path) -> None:
     assert Bundle.open(folder / "two" / "pgd-at").manifest["provenance"]["processes"] == 2
 
 
-def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
-    asked = recipe(folder, "interrupted")
-    alone = train(asked, folder / "one" / "whole", device="cpu")
-    train(asked, folder / "two then one", device="cpu", resume=True)
-    assert gap(alone.path, folder / "two then one") <= 1e-5
+def test_resume_with_another_number_of_ranks(images: Path, folder: Path, tmp_path: Path) -> None:
+    asked = recipe(images, "interrupted")
+    alone = train(asked, tmp_path / "whole", device="cpu")
+    resumed = copytree(folder / "two then one", tmp_path / "two then one")
+    train(asked, resumed, device="cpu", resume=True)
+    assert gap(alone.path, resumed) <= 1e-5
     assert gap(alone.path, folder / "one then two") <= 1e-5
 
 
-def test_the_command_line_speaks_once(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(to_toml(recipe(folder, "pgd-at")))
+def test_command_line_under_torchrun_prints_once(images: Path, folder: Path, tmp_path: Path) -> None:
+    """The only test that starts torchrun itself."""
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe(images, "pgd-at")))
     ran = subprocess.run(
         [
-            *TORCHRUN, "-m", "robust_export", "train", "--recipe", str(tmp_path / "recipe.toml"),
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "robust_export", "train", "--recipe", str(tmp_path / "recipe.toml"),
             "--out", str(tmp_path / "out"), "--device", "cpu", "--json", "--tracker", "tensorboard",
         ],
         cwd=ROOT, capture_output=True, text=True,

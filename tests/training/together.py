@@ -1,9 +1,8 @@
-"""One of several processes, which torchrun starts: trains what the test trains alone, and compares."""
+"""What one of two ranks does: train what the test trains in one process, and compare the ranks."""
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from robust_export.recipe.schema import Recipe
 from robust_export.training.run import train
 from robust_export.training.trainer import Run
 from robust_export.utils.stop import StopRequest
+from robust_export.utils.work_items import join_process_group
 
 CPU = torch.device("cpu")
 BATCH = 14  # of 40 images: 14, 14 and 12
@@ -36,14 +36,14 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 """Recipes by name; all but the last are of a network without batch norm."""
 
 
-def recipe(folder: Path, case: str) -> Recipe:
-    """Return a recipe for the images in `folder`/images."""
+def recipe(images: Path, case: str) -> Recipe:
+    """Return the recipe of a case for a folder of images."""
     sections: dict[str, dict[str, Any]] = {
         "model": {
             "name": "resnet10t_sparta", "image_size": 8, "channels": [8, 8, 16, 16], "stem_width": 8,
             "norm_layer": "groupnorm1",
         },
-        "data": {"name": f"folder:{folder / 'images'}", "shift": 1, "flip": True, "val_fraction": 0.2},
+        "data": {"name": f"folder:{images}", "shift": 1, "flip": True, "val_fraction": 0.2},
         "threat": {"eps": 0.05}, "attack": {"steps": 2, "val_steps": 2},
         "train": {"epochs": 2, "batch_size": BATCH, "ema": 0.5},
     }  # fmt: skip
@@ -68,10 +68,10 @@ def everybody(value: object) -> list[Any]:
     return found
 
 
-def cases(folder: Path) -> Iterator[str]:
+def cases(images: Path, folder: Path) -> Iterator[str]:
     """Train all cases; yield a line for each that left its processes with different networks."""
     for case in CASES:
-        run = Run(recipe(folder, case), folder / "two" / case, CPU)
+        run = Run(recipe(images, case), folder / "two" / case, CPU)
         run.start()
         run.fit(lambda *_: None)
         state = {**tensors(run.model), **{f"ema.{k}": v for k, v in tensors(run.ema).items()}}
@@ -84,9 +84,9 @@ def cases(folder: Path) -> Iterator[str]:
         run.processes.rank_zero_broadcast(lambda run=run, case=case: run.finish(case) and None)  # type: ignore[misc]
 
 
-def interruptions(folder: Path) -> Iterator[str]:
+def interruptions(images: Path, folder: Path) -> Iterator[str]:
     """StopRequest a run on all because the second is asked; go on with one that was stopped alone."""
-    asked = recipe(folder, "interrupted")
+    asked = recipe(images, "interrupted")
     stop, count = stop_after(STOP_AFTER, here=dist.get_rank() == 1)
     try:
         train(asked, folder / "two then one", device="cpu", stop=stop, on_step=count)
@@ -99,32 +99,32 @@ def interruptions(folder: Path) -> Iterator[str]:
         yield "the bundles are not the same"
 
 
-def errors(folder: Path) -> Iterator[str]:
+def errors(images: Path, folder: Path) -> Iterator[str]:
     """An error on one process is raised on all, and reported once."""
-    path = folder / ("missing" if dist.get_rank() else "images")
+    path = images.with_name("missing") if dist.get_rank() else images
     wrong = parse({"data": {"name": f"folder:{path}"}})
     try:
         train(wrong, folder / "none", device="cpu")
         yield "nothing was raised"
     except Exception as error:
-        if "missing" not in str(error) or getattr(error, "told", None) != (dist.get_rank() == 0):
+        if "missing" not in str(error) or getattr(error, "reported_elsewhere", None) != (
+            dist.get_rank() == 0
+        ):
             yield f"{error!r}"
     try:
-        train(recipe(folder, "pgd-at"), folder / "two" / "pgd-at", device="cpu")
+        train(recipe(images, "pgd-at"), folder / "two" / "pgd-at", device="cpu")
         yield "a run was overwritten"
     except TrainingError as error:
         if "--resume" not in str(error) or error.reported_elsewhere != (dist.get_rank() != 0):
             yield f"{error!r}"
 
 
-if __name__ == "__main__":
+def check(images: Path, folder: Path) -> None:
+    """Do all of the above on one rank, and write what was wrong to `folder`/faults.RANK."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    from robust_export.utils.work_items import join_process_group
-
     join_process_group()
-    faults = [fault for check in (cases, interruptions, errors) for fault in check(folder)]
+    faults = [fault for part in (cases, interruptions, errors) for fault in part(images, folder)]
     dist.destroy_process_group()
     (folder / f"faults.{os.environ['RANK']}").write_text("\n".join(faults))
