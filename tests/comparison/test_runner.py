@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -21,13 +21,15 @@ from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.comparison import runner as run
-from robust_export.comparison.job import Job, work
+from robust_export.comparison.job import Job, main, work
 from robust_export.comparison.plan import simple_plan
 from robust_export.comparison.report import ArmResult, Comparison, SeedResult
 from robust_export.data.datasets import load_dataset
 from robust_export.errors import TrainingError
 from robust_export.nn.load import load
 from robust_export.recipe.recipe_file import merge, to_tables, to_toml
+from robust_export.training.step import TrainStep
+from tests import processes
 from tests.conftest import TINY, tiny_recipe
 
 SMALL = merge(TINY, {"train": {"epochs": 1}, "verify": {"samples": 60}})
@@ -155,29 +157,23 @@ def test_rates_are_chosen_by_validation_with_a_seed_of_their_own(
     assert {seed for _, seed, _ in done} == {0, 1, 2}
 
 
-STOPPED = """
-import os, signal, sys
-from robust_export.comparison.job import main
-from robust_export.training import Run
+def run_job_and_stop(file: Path) -> None:
+    """Run a job, and send SIGTERM to this process at the 5th training step."""
+    original, steps = TrainStep.__call__, iter(range(1, 10**6))
 
-original, steps = Run._step, iter(range(1, 10**6))
+    def step(self: TrainStep, *args: Any) -> Any:
+        if next(steps) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
 
-def step(self, *args):
-    if next(steps) == 5:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return original(self, *args)
-
-Run._step = step
-sys.exit(main(sys.argv[1]))
-"""
+    TrainStep.__call__ = step  # type: ignore[method-assign]
+    sys.exit(main(str(file)))
 
 
 def test_a_process_that_is_told_to_stop_saves_its_state(tmp_path: Path) -> None:
     job = Job(tmp_path / "seed-0", to_tables(tiny_recipe(**SMALL)), "cpu", attack=False)
     (tmp_path / "job.json").write_text(json.dumps({**vars(job), "folder": str(job.folder)}))
-    ended = subprocess.run(
-        [sys.executable, "-c", STOPPED, tmp_path / "job.json"], capture_output=True, text=True
-    )
+    ended = processes.run(run_job_and_stop, tmp_path / "job.json")
     assert ended.returncode == 1
     assert "epoch 1, step 5" in ended.stderr
     assert "Traceback" not in ended.stderr

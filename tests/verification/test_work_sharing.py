@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from robust_export.verification.artifacts import Subject
+from robust_export.verification.attack import Trial, attack_images
 
 from robust_export.bundle import Bundle
 from robust_export.data.datasets import load_dataset
@@ -25,8 +23,8 @@ from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.utils import work_items as units
 from robust_export.utils.work_items import Arrays, WorkItems
-from robust_export.verification.attack import Trial, attack_images
 from robust_export.verification.verify import verify
+from tests.processes import command_line, run_cli, run_ranks
 from tests.runtimes.v2_server import serve
 from tests.verification.test_verify import FAST, timeless
 
@@ -93,30 +91,15 @@ def test_other_budgets_do_not_go_on_with_what_is_there(
     assert [line for line in said if "parts" in line]
 
 
-def test_two_processes_find_what_one_finds(trained: Path, tmp_path: Path) -> None:
-    options = [
-        "robust_export", "verify", "--device", "cpu", "--samples", "96", "--iterations", "3", "--json",
-        "--model",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    single, shared = tmp_path / "single", tmp_path / "shared"
-    for folder in (single, shared):
-        copytree(trained, folder)
-        recipe = folder / "recipe.toml"
-        assert recipe.is_file()
-    one = subprocess.run(
-        [sys.executable, "-m", *options, str(single)], env=environment, capture_output=True, text=True
-    )
-    two = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-            *options, str(shared),
-        ],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (one.returncode, two.returncode == 0) == (3, False), two.stderr  # 96 images decide nothing
+def test_two_ranks_find_what_one_process_finds(trained: Path, tmp_path: Path) -> None:
+    words = ["verify", "--device", "cpu", "--samples", "96", "--iterations", "3", "--json", "--model"]
+    single, shared = (copytree(trained, tmp_path / name) for name in ("single", "shared"))
+    one = run_cli(*words, single)
+    ranks = run_ranks(2, command_line, *words, str(shared))
+    assert [ran.returncode for ran in (one, *ranks)] == [3, 3, 3], ranks  # 96 images decide nothing
     assert results(single) == results(shared)
-    assert json.loads(two.stdout)["samples"] == 96  # one process alone prints
+    assert json.loads(ranks[0].stdout)["samples"] == 96
+    assert ranks[1].stdout == ""
 
 
 def test_two_servers_do_not_share_what_is_kept(bundle: Bundle) -> None:
