@@ -13,7 +13,7 @@ from robust_export.recipe.recipe_file import default_recipe, parse
 from robust_export.recipe.schema import SECTIONS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 
 
 def test_version_and_changelog_agree() -> None:

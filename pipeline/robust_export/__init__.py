@@ -1,7 +1,6 @@
-"""robust-export: adversarially robust image classifiers, from training to a verified artifact.
+"""Adversarially robust image classifiers, from training to a verified artifact.
 
-Names are imported when they are first used, so that `import robust_export` is fast and a server that
-runs an artifact never imports torch.
+Names are imported on first use: `import robust_export` is fast, and a server never imports torch.
 """
 
 from __future__ import annotations

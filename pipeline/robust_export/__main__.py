@@ -1,4 +1,4 @@
-"""Lets `python -m robust_export` stand for `robust-export`."""
+"""Run `robust-export` as `python -m robust_export`."""
 
 from robust_export.cli import cli
 

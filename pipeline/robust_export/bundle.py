@@ -1,7 +1,7 @@
 """A bundle: the folder exported/<name>/ with a trained model and all files derived from it.
 
-manifest.json lists every file with its SHA-256. A bundle without a manifest is unfinished; one with a file that
-differs from its digest is refused. This module does not import torch: servers read bundles.
+manifest.json lists every file with its SHA-256. A bundle without a manifest is unfinished; one with an
+altered file is refused. This module does not import torch: servers read bundles.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ class Bundle:
     def write(self, contents: Mapping[str, bytes | str], kind: str, **facts: Any) -> list[Path]:
         """Write files into the bundle and list them in the manifest; return their paths.
 
-        The manifest is written first, with the old and the new entry of each replaced file; then the files; then
-        the manifest with the new entries. If the process is killed in between, each file is completely old or
-        completely new, and `check` accepts both.
+        First the manifest is written with the old and the new entry of each replaced file, then the files,
+        then the manifest with the new entries. If the process is killed in between, each file is completely
+        old or completely new, and `check` accepts both.
 
         Args:
             contents: {name: content}.

@@ -1,7 +1,7 @@
-"""Every failure that a user can cause or mend, as one small family of exceptions.
+"""Exceptions for failures that a user can cause or fix.
 
-The message of each says what was received, what was expected and what to do; the command line
-prints it and exits with `exit_code`. Library code raises these and never exits.
+A message says what was received, what was expected and what to do. The command line prints it without a
+traceback and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -11,58 +11,63 @@ from difflib import get_close_matches
 
 
 class RobustExportError(Exception):
-    """Base class: anything that robust-export reports to its user without a traceback."""
+    """Base class of all of them.
+
+    Attributes:
+        exit_code: of the command line.
+        reported_elsewhere: whether another process of the same distributed run prints the message.
+    """
 
     exit_code = 1
-    reported_elsewhere = False  # whether another process of the same work reports it
+    reported_elsewhere = False
 
 
 class UnknownName(RobustExportError):
-    """A name (model, data set, option, recipe key) that robust-export does not know."""
+    """An unknown name of a model, data set, option or recipe key."""
 
     exit_code = 2
 
 
 class InvalidValue(RobustExportError):
-    """A value of the wrong type or out of its range."""
+    """A value of the wrong type or out of range."""
 
     exit_code = 2
 
 
 class UnsupportedModel(RobustExportError):
-    """A network that cannot be built, converted or exported as asked."""
+    """A network that cannot be built, converted or exported."""
 
 
 class SpartaMismatch(RobustExportError):
-    """A Sparta function whose widths or kernel do not fit the network it is loaded into."""
+    """A Sparta function that does not fit the network: other widths, kernel size or form."""
 
 
 class DataError(RobustExportError):
-    """A data set that is missing, empty or damaged."""
+    """A missing, empty or damaged data set."""
 
 
 class BundleError(RobustExportError):
-    """A bundle that is missing, half-written, altered or of another schema."""
+    """A missing, unfinished or altered bundle, or one of a newer schema."""
 
 
 class ArtifactError(RobustExportError):
-    """An exported file that is damaged, or is not the artifact of the bundle it is judged with."""
+    """An artifact that is damaged or cannot run here, or that does not belong to the bundle."""
 
 
 class BuildError(RobustExportError):
-    """Kernels that cannot be built or loaded: a compiler, header or library that is missing or fails."""
+    """Kernels that cannot be built or loaded, for a missing or failing compiler, header or library."""
 
 
 class TrainingError(RobustExportError):
-    """A training run that cannot start, go on or be resumed."""
+    """A training run that cannot start, continue or be resumed."""
 
 
 class TrainingStopped(TrainingError):
-    """A training run that was asked to stop, and saved its state."""
+    """A training run that was stopped by request, with its state saved."""
 
 
 def reason(error: BaseException) -> str:
-    r"""Return the first line of what an exception says, or its type where it says nothing.
+    r"""Return the first line of an exception's message, or its type if the message is empty.
 
     >>> reason(TimeoutError()), reason(ValueError("no\nstack trace"))
     ('TimeoutError', 'no')
@@ -71,7 +76,13 @@ def reason(error: BaseException) -> str:
 
 
 def unknown(kind: str, received: str, known: Iterable[str], hint: str = "") -> UnknownName:
-    """Return the error for an unknown name, naming the nearest known ones.
+    """Return the error for an unknown name, with the nearest known names.
+
+    Args:
+        kind: what the name is of, such as "model".
+        received: the unknown name.
+        known: all known names.
+        hint: a second line of the message.
 
     >>> str(unknown("norm", "Linv", ["Linf", "L2"]))
     "unknown norm 'Linv'; did you mean 'Linf'?"
@@ -83,5 +94,5 @@ def unknown(kind: str, received: str, known: Iterable[str], hint: str = "") -> U
     elif len(names) <= 12:
         advice = "expected one of " + ", ".join(names)
     else:
-        advice = f"there are {len(names)} known ones"
+        advice = f"{len(names)} names are known"
     return UnknownName(f"unknown {kind} {received!r}; {advice}" + (f"\n{hint}" if hint else ""))

@@ -1,4 +1,4 @@
-"""Recipes: what is taken, what is refused, and that nothing is lost on the way through TOML."""
+"""Recipes: accepted and refused values, defaults, and round trips through TOML."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from robust_export.recipe.schema import (
 RECIPES = sorted(Path(robust_export.__file__).parent.glob("recipe/defaults/*.toml"))
 
 
-# --- the recipes that come with the package ---
+# --- default recipes ---
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_default_recipe_parses(path: Path) -> None:
+def test_default_recipe_parses(path: Path) -> None:
     assert default_recipe(path.stem) == load_recipe(path) != {}
     recipe = parse(default_recipe(path.stem), path.name)
     assert recipe != Recipe()
     assert parse(tomllib.loads(to_toml(recipe))) == recipe
 
 
-def test_there_is_a_default_recipe_for_each_data_set() -> None:
+def test_each_data_set_has_a_default_recipe() -> None:
     stems = {path.stem for path in RECIPES}
     assert stems >= {"digits", "cifar10", "cifar100", "svhn", "folder", "demo"}
 
@@ -59,7 +59,7 @@ PUBLISHED = [path for path in RECIPES if "-" in path.stem]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
-def test_a_published_recipe_names_its_data_set_and_its_source(path: Path, tmp_path: Path) -> None:
+def test_published_recipe_is_documented(path: Path, tmp_path: Path) -> None:
     tables = load_recipe(path.stem)
     assert tables == load_recipe(path)
     assert tables["data"]["name"] == path.stem.partition("-")[0]
@@ -74,11 +74,11 @@ def test_a_published_recipe_names_its_data_set_and_its_source(path: Path, tmp_pa
 @pytest.mark.parametrize(
     ("data_set", "eps"), [("digits", 0.15), ("cifar10", 8 / 255), ("folder:/x:y", 4 / 255)]
 )
-def test_default_recipe_is_the_data_sets(data_set: str, eps: float) -> None:
+def test_eps_of_default_recipe(data_set: str, eps: float) -> None:
     assert parse(default_recipe(data_set)).threat == Threat("Linf", eps)
 
 
-def test_a_data_set_without_a_recipe_has_the_defaults() -> None:
+def test_data_set_without_default_recipe() -> None:
     assert default_recipe("imagenet") == {}
     assert parse({}) == Recipe()
 
@@ -94,7 +94,7 @@ def test_a_data_set_without_a_recipe_has_the_defaults() -> None:
         ("L2", "1/2", 0.5),
     ],
 )  # fmt: skip
-def test_eps_may_be_a_number_or_a_fraction(norm: str, given_eps: object, eps: float) -> None:
+def test_eps_is_a_number_or_fraction(norm: str, given_eps: object, eps: float) -> None:
     threat = parse({"threat": {"norm": norm, "eps": given_eps}}).threat
     assert threat.eps == eps
     assert isinstance(threat.eps, float)
@@ -109,13 +109,13 @@ def test_eps_may_be_a_number_or_a_fraction(norm: str, given_eps: object, eps: fl
     ],
     ids=lambda value: repr(value)[:12],
 )  # fmt: skip
-def test_an_eps_that_is_none_is_refused(norm: str, eps: object) -> None:
+def test_invalid_eps_is_refused(norm: str, eps: object) -> None:
     with pytest.raises(InvalidValue, match="eps"):
         parse({"threat": {"norm": norm, "eps": eps}})
 
 
 @pytest.mark.parametrize("eps", [1.001, 8, "9/8", 255])
-def test_an_eps_in_grey_levels_is_refused(eps: object) -> None:
+def test_eps_in_grey_levels_is_refused(eps: object) -> None:
     with pytest.raises(InvalidValue, match=r"eps is .*8/255"):
         parse({"threat": {"eps": eps}})
 
@@ -134,7 +134,7 @@ def test_an_eps_in_grey_levels_is_refused(eps: object) -> None:
         ({"sparta": {"kernel": 3}}, "kernel", "kernel_size"),
     ],
 )
-def test_an_unknown_name_brings_the_nearest_known_one(
+def test_unknown_name_suggests_nearest(
     document: dict[str, dict[str, Any]], received: str, nearest: str
 ) -> None:
     with pytest.raises(UnknownName) as caught:
@@ -160,7 +160,7 @@ def test_an_unknown_name_brings_the_nearest_known_one(
         ("model", "options", 3), ("model", "options", [1]),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_refused_by_its_key(section: str, key: str, value: object) -> None:
+def test_wrong_value_error_names_key(section: str, key: str, value: object) -> None:
     with pytest.raises(InvalidValue) as caught:
         parse({section: {key: value}}, "my.toml")
     assert f"[{section}]" in str(caught.value)
@@ -169,13 +169,13 @@ def test_a_wrong_value_is_refused_by_its_key(section: str, key: str, value: obje
 
 
 @pytest.mark.parametrize("value", [3, "x", [1], True])
-def test_a_section_must_be_a_section(value: Any) -> None:
+def test_section_must_be_a_table(value: Any) -> None:
     with pytest.raises(InvalidValue, match="train"):
         parse({"train": value})
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_section_is_frozen(section: str) -> None:
+def test_sections_are_frozen(section: str) -> None:
     table = getattr(Recipe(), section)
     with pytest.raises(FrozenInstanceError):
         setattr(table, next(iter(to_tables(Recipe())[section])), "other")
@@ -183,7 +183,7 @@ def test_every_section_is_frozen(section: str) -> None:
         setattr(Recipe(), section, table)
 
 
-def test_unknown_keys_of_model_are_timms() -> None:
+def test_unknown_model_keys_are_timm_options() -> None:
     document = "[model]\nname = 'r_sparta'\nchannels = [16, 32]\nstem_width = 8\nnested = {a = [1], b = 'c'}"
     recipe = parse(tomllib.loads(document))
     options = {"channels": [16, 32], "stem_width": 8, "nested": {"a": [1], "b": "c"}}
@@ -196,13 +196,13 @@ def test_unknown_keys_of_model_are_timms() -> None:
     assert parse({"model": {"options": {"channels": [16, 32]}}}).model.options == {"channels": [16, 32]}
 
 
-def test_an_option_cannot_hide_a_key_of_model() -> None:
+def test_option_named_as_model_key_is_refused() -> None:
     """Written to TOML, the option would overwrite the key."""
     with pytest.raises((InvalidValue, UnknownName), match="name"):
         parse({"model": {"name": "r18_sparta", "options": {"name": "r34_sparta"}}})
 
 
-# --- TOML and back ---
+# --- round trip through TOML ---
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 above_zero = st.floats(1e-12, 1e6)
@@ -248,35 +248,35 @@ recipes = st.builds(
 
 @given(recipes)
 @settings(deadline=None)
-def test_a_recipe_survives_toml(recipe: Recipe) -> None:
+def test_recipe_round_trip(recipe: Recipe) -> None:
     again = parse(tomllib.loads(to_toml(recipe)))
     assert again == recipe
     assert differences(again, recipe) == []
     assert to_toml(again) == to_toml(recipe)
 
 
-# --- layers and differences ---
+# --- merge and differences ---
 
 
-def test_later_layers_lie_on_top() -> None:
+def test_merge_prefers_later_documents() -> None:
     default: Tables = {"train": {"epochs": 3, "lr": 0.1}, "data": {"shift": 1}}
     file: Tables = {"train": {"epochs": 5}, "threat": {"eps": "4/255"}}
     merged = merge(default, file, {"train": {"epochs": 7}}, {})
     assert merged["train"] == {"epochs": 7, "lr": 0.1}
     assert merged == {"train": merged["train"], "data": {"shift": 1}, "threat": {"eps": "4/255"}}
-    assert default["train"] == {"epochs": 3, "lr": 0.1}  # the layers stay as they were
+    assert default["train"] == {"epochs": 3, "lr": 0.1}  # the arguments are unchanged
     assert merge() == {}
 
 
-@pytest.mark.parametrize("upper", [{}, {"train": {"epochs": 3}}])
-@pytest.mark.parametrize("lower", [{}, {"train": {"epochs": 5}}])
-def test_a_layer_with_a_value_for_a_section_is_refused(lower: dict[str, Any], upper: dict[str, Any]) -> None:
+@pytest.mark.parametrize("later", [{}, {"train": {"epochs": 3}}])
+@pytest.mark.parametrize("earlier", [{}, {"train": {"epochs": 5}}])
+def test_merged_value_for_section_is_refused(earlier: dict[str, Any], later: dict[str, Any]) -> None:
     """A recipe file with `train = 3`, between the data set's defaults and the command line."""
     with pytest.raises(InvalidValue, match="train"):
-        parse(merge(lower, {"train": 3}, upper))  # type: ignore[dict-item]
+        parse(merge(earlier, {"train": 3}, later))  # type: ignore[dict-item]
 
 
-def test_differences_name_key_and_values() -> None:
+def test_differences_have_key_and_values() -> None:
     one = parse({"train": {"lr": 0.1}, "model": {"channels": [1], "width": 2}})
     other = parse({"train": {"lr": 0.2}, "model": {"channels": [2]}, "verify": {"attacks": ["square"]}})
     lines = set(differences(one, other))
@@ -289,12 +289,12 @@ def test_differences_name_key_and_values() -> None:
 # --- files ---
 
 
-def test_a_missing_recipe(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match=r"nowhere\.toml cannot be read: No such file"):
         load_recipe(tmp_path / "nowhere.toml")
 
 
-def test_a_recipe_that_is_a_folder(tmp_path: Path) -> None:
+def test_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match=tmp_path.name):
         load_recipe(tmp_path)
 
@@ -311,7 +311,7 @@ def test_a_recipe_that_is_a_folder(tmp_path: Path) -> None:
         pytest.param(b"epochs = " + b"9" * 5000, id="more digits than Python converts"),
     ],
 )
-def test_a_recipe_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(content)
     with pytest.raises(InvalidValue, match=r"recipe\.toml is not a TOML file"):

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Atomic writes, JSON, digests and replacing folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and resource limi
 
 
 def failing(code: int) -> Callable[..., Any]:
-    """Return a stand-in for a system call that fails with an error number."""
+    """Return a function that fails as a system call does, with an error number."""
 
     def call(*args: object, **kwargs: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -39,18 +39,18 @@ def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff" * 1000, "grüße\n", ""])
-def test_write_puts_exactly_the_content(tmp_path: Path, content: bytes | str) -> None:
+def test_write_content(tmp_path: Path, content: bytes | str) -> None:
     path = tmp_path / "a" / "b" / "file.bin"
     assert write_atomically(path, content) == path
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
     assert [entry.name for entry in path.parent.iterdir()] == ["file.bin"]
 
 
-def test_write_takes_a_string_as_path(tmp_path: Path) -> None:
+def test_write_to_string_path(tmp_path: Path) -> None:
     assert write_atomically(str(tmp_path / "x"), "y") == tmp_path / "x"
 
 
-def test_write_replaces_a_longer_file(tmp_path: Path) -> None:
+def test_write_replaces_longer_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old" * 1000)
     write_atomically(path, b"new")
@@ -58,22 +58,22 @@ def test_write_replaces_a_longer_file(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
-    """A temporary file is private; a server that runs as another user must read what it becomes."""
+def test_written_file_is_readable_by_others(tmp_path: Path) -> None:
+    """Temporary files are private, but a server that runs as another user must read the result."""
     path = write_atomically(tmp_path / "file", "x")
     assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize(
     ("call", "code"),
     [("fsync", errno.ENOSPC), ("fsync", errno.EIO), ("replace", errno.EACCES), ("chmod", errno.EPERM)],
 )
-def test_a_failed_write_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, there: bool
+def test_failed_write_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, exists: bool
 ) -> None:
     path = tmp_path / "model.onnx"
-    if there:
+    if exists:
         path.write_bytes(b"old")
     monkeypatch.setattr(os, call, failing(code))
     with pytest.raises(RobustExportError) as caught:
@@ -82,12 +82,12 @@ def test_a_failed_write_changes_nothing(
     assert str(path) in str(caught.value)
     assert os.strerror(code) in str(caught.value)
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == (
-        [("model.onnx", b"old")] if there else []
+        [("model.onnx", b"old")] if exists else []
     )
 
 
-def test_a_write_that_finds_the_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The write itself fails, halfway, and not the fsync after it."""
+def test_write_to_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write itself fails halfway, not the fsync."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
     real = os.fdopen
@@ -114,14 +114,14 @@ def test_a_write_that_finds_the_disk_full(tmp_path: Path, monkeypatch: pytest.Mo
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("file", b"old")]
 
 
-def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+def test_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     with pytest.raises(RobustExportError, match="file"):
         write_atomically(tmp_path / "file" / "below", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
-def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
+def test_path_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(RobustExportError, match="folder"):
         write_atomically(tmp_path / "folder", b"new")
@@ -129,8 +129,8 @@ def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_disk_that_really_refuses(tmp_path: Path) -> None:
-    """The kernel ends the write at a file size limit, as a full disk or a quota would."""
+def test_write_beyond_file_size_limit(tmp_path: Path) -> None:
+    """The kernel refuses to write beyond the limit, as with a full disk or a quota."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
     result = run(
@@ -155,7 +155,7 @@ except RobustExportError as error:
 
 @posix
 @pytest.mark.parametrize("moment", ["fsync", "chmod", "replace"])
-def test_a_killed_process_leaves_the_old_file_whole(tmp_path: Path, moment: str) -> None:
+def test_killed_process_leaves_old_file(tmp_path: Path, moment: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     result = run(
@@ -170,12 +170,12 @@ write_atomically(sys.argv[1], b"x" * 1_000_000)
     )
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert path.read_bytes() == b"old"
-    write_atomically(path, b"new")  # what the killed process left behind is in nobody's way
+    write_atomically(path, b"new")  # the leftover temporary file does not matter
     assert path.read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [1.0, float("-inf")]}])
-def test_write_json_refuses_what_json_cannot_say(tmp_path: Path, value: object) -> None:
+def test_write_json_refuses_nan_and_infinity(tmp_path: Path, value: object) -> None:
     path = tmp_path / "x.json"
     path.write_text("{}")
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -183,17 +183,17 @@ def test_write_json_refuses_what_json_cannot_say(tmp_path: Path, value: object) 
     assert path.read_text() == "{}"
 
 
-def test_write_json_can_be_read_again(tmp_path: Path) -> None:
+def test_write_json_round_trip(tmp_path: Path) -> None:
     value = {"b": [1, 0.1, None, True], "a": "ü"}
     text = write_json(tmp_path / "x.json", value).read_text("utf-8")
     assert json.loads(text) == value
     assert text.endswith("}\n")
-    assert list(json.loads(text)) == ["b", "a"]  # in the order given
+    assert list(json.loads(text)) == ["b", "a"]  # order kept
 
 
 @given(st.binary(max_size=300))
 @settings(deadline=None)
-def test_sha256_is_hashlibs(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_sha256_equals_hashlib(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "digest.bin"
     path.write_bytes(content)
     assert sha256(path) == sha256(str(path)) == hashlib.sha256(content).hexdigest()
@@ -205,15 +205,15 @@ def folder_of(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("there", [True, False])
-@pytest.mark.parametrize("litter", [True, False])
-def test_replace_folder_swaps(tmp_path: Path, there: bool, litter: bool) -> None:
-    """Also over what an earlier swap, killed halfway, left behind."""
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("leftover", [True, False])
+def test_replace_folder(tmp_path: Path, exists: bool, leftover: bool) -> None:
+    """Also with the leftover of an earlier call that was killed."""
     new, target = folder_of(tmp_path / "new", "new"), tmp_path / "demo"
-    if there:
+    if exists:
         folder_of(target, "old")
         (target / "only-in-old").touch()
-    if litter:
+    if leftover:
         folder_of(tmp_path / ".demo.old", "older")
     replace_folder(new, target)
     assert {entry.name for entry in tmp_path.iterdir()} == {"demo"}
@@ -222,10 +222,10 @@ def test_replace_folder_swaps(tmp_path: Path, there: bool, litter: bool) -> None
 
 
 @pytest.mark.parametrize("failing_rename", [1, 2])
-def test_replace_folder_keeps_the_target_if_a_rename_fails(
+def test_replace_folder_restores_target_on_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_rename: int
 ) -> None:
-    """The first rename moves the old folder away, the second one puts the new one there."""
+    """The first rename moves the old folder away, the second moves the new one in."""
     new, target = folder_of(tmp_path / "new", "new"), folder_of(tmp_path / "demo", "old")
     calls, real = [0], os.replace
 

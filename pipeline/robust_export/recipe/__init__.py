@@ -1,1 +1,1 @@
-"""Recipes: their schema, reading and writing them as TOML, and the defaults of each data set."""
+"""Recipes: their schema, their TOML files, and the defaults of each data set."""

@@ -1,7 +1,7 @@
-"""Reads and writes recipes: small TOML files with the sections of `config`.
+"""Read and write recipes: TOML files with the sections of `recipe.schema`.
 
-Keys that a recipe does not give keep the default of the data set (recipes/<data set>.toml), then that of
-`config`. Unknown keys are refused, except in [model], where they are timm keyword arguments.
+A missing key has the data set's default (recipe/defaults/<data set>.toml), else that of `recipe.schema`.
+Unknown keys are refused, except in [model], where they are timm keyword arguments.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ T = TypeVar("T")
 
 
 def parse(tables: Tables, source: str = "recipe") -> Recipe:
-    """Return the recipe that the tables of a TOML document describe.
+    """Return the recipe of a TOML document's tables.
+
+    Args:
+        tables: {section: {key: value}}.
+        source: name of the document in error messages.
 
     Raises:
-        UnknownName: for an unknown section or key, naming the nearest known one.
-        InvalidValue: for a value of the wrong type or out of range, naming the key.
+        UnknownName: for an unknown section or key.
+        InvalidValue: for a value of the wrong type or out of range.
     """
     sections = {}
     for section, table in tables.items():
@@ -41,7 +45,17 @@ def parse(tables: Tables, source: str = "recipe") -> Recipe:
 
 
 def dataclass_from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """Return the dataclass `kind` from a table, or raise an error that names the key."""
+    """Return an instance of the pydantic dataclass `kind` made from a table.
+
+    Args:
+        kind: the dataclass; keys that `Model` lacks become its `options`.
+        table: {field: value}.
+        where: the table's place, for error messages.
+
+    Raises:
+        UnknownName: for an unknown key.
+        InvalidValue: for a value of the wrong type or out of range; the message names the key.
+    """
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     extra = {key: value for key, value in table.items() if key not in known}
     given = {key: value for key, value in table.items() if key in known}
@@ -58,11 +72,11 @@ def dataclass_from_table(kind: type[T], table: Mapping[str, Any], where: str) ->
     try:
         return kind(**_tuples(given))
     except ValidationError as error:
-        raise InvalidValue(f"{where}: {_explain(error)}") from None
+        raise InvalidValue(f"{where}: {_first_problem(error)}") from None
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Return the tables of a TOML file, or of a recipe of this package by its name ("cifar10-trades").
+    """Return the tables of a TOML file, or of a recipe of this package such as "cifar10-trades".
 
     Raises:
         InvalidValue: if the file cannot be read or is not TOML.
@@ -77,39 +91,39 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise InvalidValue(f"recipe {path} is not a TOML file: {error}") from None
 
 
-def default_recipe(data_set: str) -> dict[str, Any]:
-    """Return the tables of a data set's own recipe, or of another of this package by its name."""
-    file = resources.files("robust_export") / "recipe" / "defaults" / f"{data_set.partition(':')[0]}.toml"
+def default_recipe(name: str) -> dict[str, Any]:
+    """Return the tables of recipe/defaults/<name>.toml, {} if there is none; "folder:PATH" is "folder"."""
+    file = resources.files("robust_export") / "recipe" / "defaults" / f"{name.partition(':')[0]}.toml"
     return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
-def merge(*layers: Tables) -> dict[str, dict[str, Any]]:
-    """Return the layers' tables laid over each other, later ones on top."""
+def merge(*documents: Tables) -> dict[str, dict[str, Any]]:
+    """Return the union of all tables; later ones take precedence."""
     merged: dict[str, dict[str, Any]] = {}
-    for layer in layers:
-        for section, table in layer.items():
+    for document in documents:
+        for section, table in document.items():
             below = merged.setdefault(section, {})
             if isinstance(below, dict) and isinstance(table, Mapping):
                 below.update(table)
             elif isinstance(below, dict):
-                merged[section] = table  # stays, whatever lies on top: parse refuses and names it
+                merged[section] = table  # no table: keep it, for `parse` to refuse
     return merged
 
 
 def to_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return the recipe as plain tables, timm's keyword arguments laid flat in [model]."""
+    """Return the recipe as {section: {key: value}}, with timm's keyword arguments as keys of "model"."""
     result = asdict(recipe)
     result["model"].update(result["model"].pop("options"))
     return {section: _lists(table) for section, table in result.items()}
 
 
 def to_toml(recipe: Recipe) -> str:
-    """Return the complete recipe as TOML; `parse` of it gives an equal recipe."""
+    """Return the complete recipe as TOML, from which `parse` returns an equal recipe."""
     return tomli_w.dumps(to_tables(recipe))
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
-    """Return a line for every key in which two recipes differ, "train.lr: 0.1, 0.2"."""
+    """Return a line such as "train.lr: 0.1, 0.2" for every key in which two recipes differ."""
     a, b = to_tables(one), to_tables(other)
     return [
         f"{section}.{key}: {a[section].get(key)!r}, {b[section].get(key)!r}"
@@ -120,17 +134,17 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
 
 
 def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn lists of settings into the tuples that frozen dataclasses hold (timm's stay lists)."""
+    """Replace lists by tuples, which the frozen dataclasses have (timm's options keep lists)."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
 def _lists(table: Mapping[str, Any]) -> dict[str, Any]:
-    given = {key: value for key, value in table.items() if value is not None}  # TOML has no null
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    present = {key: value for key, value in table.items() if value is not None}  # TOML has no null
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in present.items()}
 
 
-def _explain(error: ValidationError) -> str:
-    """Return the first problem as "key is 'x': Input should be ..."."""
+def _first_problem(error: ValidationError) -> str:
+    """Return the first problem as "key is 'x'; input should be ..."."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     message = first["msg"].removeprefix("Value error, ")

@@ -79,7 +79,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Fsync `folder`, so that a rename in it survives a power cut (POSIX; other systems cannot open folders)."""
+    """Fsync `folder`, so that a rename in it survives a power cut (on POSIX: others cannot open folders)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

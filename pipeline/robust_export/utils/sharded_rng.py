@@ -46,7 +46,7 @@ class ShardedGenerator(Generator):
 
     @property
     def shard(self) -> slice:
-        """This process's images of the batch."""
+        """The images of the batch that this process has."""
         shards = self._shards
         return slice(self.rank if self.rank < shards else 0, self.count, shards)
 
