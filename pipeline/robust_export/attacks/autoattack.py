@@ -26,8 +26,8 @@ class AttackResult:
 
     Attributes:
         adversarial: [N, C, H, W], the example that broke an image, or the image itself where no attack did.
-        broken_by: name of the first attack that broke each image; "" for robust images, "clean" for images that
-            are misclassified without an attack.
+        broken_by: name of the first attack that broke each image; "" for robust images, "clean" for those
+            that are misclassified without an attack.
         accuracy: robust accuracy after each attack, cumulative, in the order in which they ran.
         flags: AutoAttack's warnings, and attacks that cannot run on this model, without duplicates.
     """
@@ -147,8 +147,8 @@ def check_budget(adversarial: Tensor, pixels: Tensor, threat: Threat) -> None:
     size = delta.abs().amax(1) if threat.norm == "Linf" else torch.linalg.vector_norm(delta, dim=1)
     if size.max() > threat.eps * (1 + 1e-5) + 1e-6 or adversarial.min() < 0 or adversarial.max() > 1:
         raise RuntimeError(
-            f"an attack exceeded its budget: {threat.norm} norm {size.max():g} > {threat.eps:g}, or pixels outside "
-            f"[0, 1]: {adversarial.min():g} to {adversarial.max():g}"
+            f"an attack exceeded its budget: {threat.norm} norm {size.max():g}, limit {threat.eps:g}; pixels "
+            f"{adversarial.min():g} to {adversarial.max():g}, limits 0 and 1"
         )
 
 

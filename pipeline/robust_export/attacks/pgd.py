@@ -15,7 +15,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [N, K], labels [N]) to the 
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy summed over the batch: the gradient of an image does not depend on the others."""
+    """Return the cross-entropy summed over the batch, so that gradients do not depend on the batch size."""
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
@@ -35,8 +35,9 @@ def pgd(
 
         x[t+1] = project(x[t] + step_size * direction(gradient of loss at x[t]))
 
-    The direction is the sign of the gradient (Linf) or the gradient divided by its L2 norm (L2). No gradient of
-    weights is computed. The model's mode is not changed: put it in eval mode, or batch norm updates its averages.
+    The direction is the sign of the gradient (Linf) or the gradient divided by its L2 norm (L2). No gradient
+    of weights is computed. The model's mode is not changed: put it in eval mode, or batch norm updates its
+    averages.
 
     Args:
         pixels: [N, C, H, W] in [0, 1].
@@ -65,9 +66,9 @@ def single_step(
 ) -> Tensor:  # fmt: skip
     """Return adversarial examples made by one gradient step.
 
-    n-fgsm (de Jorge et al., arXiv 2202.01181): noise of radius 2 eps, then a step of eps without projection; the
-    result lies at most 3 eps from `pixels`. rs-fgsm (Wong et al., arXiv 2001.03994): a random point of the ball,
-    then a step of 1.25 eps, projected into the ball. Both are clamped to [0, 1].
+    n-fgsm (de Jorge et al., arXiv 2202.01181): noise of radius 2 eps, then a step of eps without projection;
+    the result lies at most 3 eps from `pixels`. rs-fgsm (Wong et al., arXiv 2001.03994): a random point of
+    the ball, then a step of 1.25 eps, projected into the ball. Both are clamped to [0, 1].
     """
     doubled = Threat(threat.norm, min(2 * threat.eps, MAX_EPS[threat.norm]))
     start = random_start(pixels, doubled if kind == "n-fgsm" else threat, generator)
