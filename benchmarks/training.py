@@ -1,12 +1,13 @@
-"""Adversarial training's speed beside a plain loop with torchattacks' PGD, and where the time goes.
+"""Measure the speed of adversarial training against a plain loop with torchattacks' PGD, and profile it.
 
-    pip install --no-deps torchattacks         the plain loop's attack; without it that column is missing
+    pip install --no-deps torchattacks         the attack of the plain loop; without it that column is missing
     python benchmarks/training.py              a ResNet-18 with a quarter of the channels, at 32 x 32
     python benchmarks/training.py --width 64 --batch 16 --only plain,off,ours      ResNet-18 itself
 
-Every contestant trains the same network on the same images with the same attack, in a process of its own: how
-memory is kept is a process's. They take turns, one batch each. "off" is robust-export's loop without its
-optimisations, "ours" with those that pay on CPUs; the ones between have one optimisation each ("fused" two).
+Every variant trains the same network on the same images with the same attack. Each runs in its own process,
+because malloc's settings are per process, and they take turns, one batch each. "off" is robust-export without
+its optimisations, "ours" with those that pay on CPUs; the ones between have one optimisation each ("fused"
+has two).
 """
 
 from __future__ import annotations
@@ -26,27 +27,29 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from robust_export.data.datasets import load_dataset
 from robust_export.nn import sparta as sparta_module
 from robust_export.nn.build import build_model
 from robust_export.recipe.recipe_file import parse
 from robust_export.recipe.schema import Recipe
-from robust_export.training import step as learner
+from robust_export.training import step as step_module
+from robust_export.training.distributed import Processes
+from robust_export.training.step import TrainStep
 from robust_export.utils.provenance import machine
 from robust_export.utils.timing import measure
 
 CPU = torch.device("cpu")
+TOTAL_STEPS = 100_000  # of the learning-rate schedule, which has no influence on the speed
 
 OFF = {"channels_last": False, "fold_norms": False}
 OURS = {"channels_last": True, "fold_norms": True, "gradient": True, "memory": True, "fused": True}
-CONTESTANTS: dict[str, dict[str, Any]] = {  # [train], and whether Sparta's gradient and the memory are ours
+VARIANTS: dict[str, dict[str, Any]] = {  # section [train]; "gradient": Sparta's own; "memory": kept by malloc
     "plain": {"plain": True, **OFF},
     "off": OFF,
     "channels_last": {**OFF, "channels_last": True},
     "fold_norms": {**OFF, "fold_norms": True},
     "gradient": {**OFF, "gradient": True},
     "memory": {**OFF, "memory": True},
-    "fused": {**OFF, "channels_last": True, "fused": True},  # whose kernel takes channels_last alone
+    "fused": {**OFF, "channels_last": True, "fused": True},  # its kernel supports channels_last only
     "ours": OURS,
     "compile": {**OURS, "fused": False, "compile": True},
 }
@@ -59,11 +62,11 @@ GROUPS = {
         "mul", "mul_", "sigmoid", "sigmoid_backward", "relu", "clamp_min", "threshold_backward", "add_",
         "add",
     ),
-    "Sparta's kernel": ("Fused", "FusedBackward"),
+    "Sparta's kernel": ("FusedSparta", "FusedSpartaBackward"),
 }  # fmt: skip
 
 
-def recipe(options: argparse.Namespace, settings: dict[str, Any]) -> Recipe:
+def make_recipe(options: argparse.Namespace, settings: dict[str, Any]) -> Recipe:
     width = options.width
     return parse({
         "model": {
@@ -76,16 +79,17 @@ def recipe(options: argparse.Namespace, settings: dict[str, Any]) -> Recipe:
 
 
 def formula(x: Tensor, attention: Tensor) -> Tensor:
-    """Sparta's product as autograd takes it apart."""
+    """Return Sparta's product without its own gradient: autograd differentiates each operation."""
     return torch.relu(x) * (2 * torch.sigmoid(attention))
 
 
-def plain_step(asked: Recipe, network: nn.Module, pixels: Tensor, labels: Tensor) -> Callable[[], object]:
-    """Return a batch of the loop that one writes with torchattacks."""
+def plain_step(recipe: Recipe, network: nn.Module, pixels: Tensor, labels: Tensor) -> Callable[[], object]:
+    """Return a function that trains on one batch with a plain loop and torchattacks."""
     import torchattacks  # type: ignore[import-not-found, unused-ignore]
 
-    eps = asked.threat.eps
-    attack = torchattacks.PGD(network, eps=eps, alpha=asked.attack.step_size * eps, steps=asked.attack.steps)
+    eps = recipe.threat.eps
+    alpha = recipe.attack.step_size * eps
+    attack = torchattacks.PGD(network, eps=eps, alpha=alpha, steps=recipe.attack.steps)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     network.train()
 
@@ -99,27 +103,27 @@ def plain_step(asked: Recipe, network: nn.Module, pixels: Tensor, labels: Tensor
 
 
 def make(name: str, options: argparse.Namespace) -> Callable[[], object]:
-    """Return what trains one batch as the contestant does."""
+    """Return a function that trains on one batch as the variant does."""
     torch.set_num_threads(options.threads)
-    settings = dict(CONTESTANTS[name])
+    settings = dict(VARIANTS[name])
     plain, gradient, memory = (settings.pop(key, False) for key in ("plain", "gradient", "memory"))
     if not gradient:
         sparta_module.__dict__["sparta_product"] = formula
     if not memory:
-        learner.__dict__["keep_freed_memory"] = lambda: False
-    asked = recipe(options, settings)
+        step_module.__dict__["keep_freed_memory"] = lambda: False
+    recipe = make_recipe(options, settings)
     torch.manual_seed(0)
-    network = build_model(asked.model, asked.sparta, 10)
+    network = build_model(recipe.model, recipe.sparta, 10)
     pixels, labels = torch.rand(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
     if plain:
-        return plain_step(asked, network, pixels, labels)
-    job = learner.Learner(asked, network, load_dataset("digits", "val", 32), CPU)
+        return plain_step(recipe, network, pixels, labels)
+    step = TrainStep(recipe, network, pixels[:2], TOTAL_STEPS, Processes(CPU))
     generator = torch.Generator()
-    return lambda: job._step(job._to_device(pixels), labels, generator.manual_seed(0))
+    return lambda: step(*step.to_device((pixels, labels)), generator.manual_seed(0))
 
 
 def serve(name: str, options: argparse.Namespace) -> None:
-    """Train a batch for every line on standard input, and say the seconds of the processor it took."""
+    """Train on one batch per line of standard input; print the CPU seconds of each."""
     step = make(name, options)
     for _ in sys.stdin:
         started = time.process_time()
@@ -128,45 +132,45 @@ def serve(name: str, options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def contestant(
+def variant_process(
     name: str, options: argparse.Namespace, cpu: dict[str, list[float]]
 ) -> Iterator[Callable[[], None]]:
-    """Give what lets a process train one batch."""
+    """Start the variant's process; yield a function that lets it train on one batch and appends to `cpu`."""
     command = [sys.executable, __file__, "--serve", name]
     for key in ("model", "width", "batch", "steps", "threads"):
         command += [f"--{key}", str(getattr(options, key))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        ins, outs = process.stdin, process.stdout
-        assert ins is not None
-        assert outs is not None
+        requests, replies = process.stdin, process.stdout
+        assert requests is not None
+        assert replies is not None
 
         def turn() -> None:
-            print(file=ins, flush=True)
-            cpu.setdefault(name, []).append(float(outs.readline()))
+            print(file=requests, flush=True)
+            cpu.setdefault(name, []).append(float(replies.readline()))
 
         try:
             yield turn
         finally:
-            ins.close()
+            requests.close()
 
 
 def shares(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Return which part of the processor's time each group of operations takes, in a batch."""
+    """Return the fraction of CPU time that each group of operations takes, over one batch."""
     step = make(name, options)
     step()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         step()
     own = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in seen.key_averages()}
     total = sum(own.values())
-    parts = {group: sum(own.get(op, 0) for op in ops) / total for group, ops in GROUPS.items()}
-    return {**parts, "the rest": 1 - sum(parts.values())}
+    fractions = {group: sum(own.get(op, 0) for op in ops) / total for group, ops in GROUPS.items()}
+    return {**fractions, "the rest": 1 - sum(fractions.values())}
 
 
 def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Return images a second of each contestant, and times the first one's, by clock and processor."""
+    """Return images per second of each variant, and its speed relative to the first, by wall and CPU time."""
     cpu: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        turns = {name: stack.enter_context(contestant(name, options, cpu)) for name in names}
+        turns = {name: stack.enter_context(variant_process(name, options, cpu)) for name in names}
         timed = measure(turns, rounds=options.rounds, settle=0, turn=0)
     spent = {name: sorted(cpu[name][1:])[len(cpu[name][1:]) // 2] for name in names}
     return {
@@ -189,7 +193,7 @@ def main() -> None:
     for name, value in (("batch", 32), ("steps", 10), ("threads", 1), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", default="plain,off,channels_last,fold_norms,gradient,memory,fused,ours")
-    parser.add_argument("--profile", action="store_true", help="say where the time of `off` and `ours` goes")
+    parser.add_argument("--profile", action="store_true", help="profile `off` and `ours`")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--shares", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -202,7 +206,7 @@ def main() -> None:
     names = options.only.split(",")
     if "plain" in names and importlib.util.find_spec("torchattacks") is None:
         print(
-            "without torchattacks there is no plain loop: pip install --no-deps torchattacks", file=sys.stderr
+            "`plain` is left out, it needs torchattacks: pip install --no-deps torchattacks", file=sys.stderr
         )
         names.remove("plain")
     load = os.getloadavg()
@@ -219,14 +223,14 @@ def main() -> None:
         print(f"| `{name}` | {row['images_per_second']:.1f} | {row['times']:.2f} "
               f"| {row['cpu_seconds']:.2f} | {row['cpu_times']:.2f} |")  # fmt: skip
     if options.profile:
-        parts = {}
+        fractions = {}
         for name in ("off", "ours"):
             command = [sys.executable, __file__, *sys.argv[1:], "--shares", name]
-            parts[name] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+            fractions[name] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         print("\n| of the time | `off` | `ours` |\n|---|---:|---:|")
-        for group in parts["off"]:
-            print(f"| {group} | {parts['off'][group]:.0%} | {parts['ours'][group]:.0%} |")
-        result["shares"] = parts
+        for group in fractions["off"]:
+            print(f"| {group} | {fractions['off'][group]:.0%} | {fractions['ours'][group]:.0%} |")
+        result["shares"] = fractions
     print(json.dumps(result), file=sys.stderr)
 
 

@@ -21,10 +21,11 @@ def perturbed_weights(
     gamma: float,
     average: Callable[[list[Tensor]], None] = lambda gradients: None,
 ) -> Iterator[None]:
-    """Perturb the model's weights within the context to increase the loss; restore them bit for bit afterwards.
+    """Perturb the model's weights to increase the loss; restore them bit for bit on exit.
 
-    Perturbs the trainable parameters of two or more dimensions, each by `gamma` times its own norm; a weight that is
-    zero stays zero. Changes that `loss` makes to buffers (batch norm's averages) are undone before the body runs.
+    Perturbs the trainable parameters of two or more dimensions, each by `gamma` times its own norm; a weight
+    that is zero stays zero. Changes that `loss` makes to buffers (batch norm's averages) are undone before
+    the body runs.
 
     Args:
         loss: returns the scalar loss of the batch, or a multiple of it; called once.

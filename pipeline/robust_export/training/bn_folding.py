@@ -77,14 +77,14 @@ class FoldedCopy(nn.Module):
 
     @torch.no_grad()
     def _check(self, model: nn.Module, example: Tensor) -> None:
-        """Raise TrainingError unless the copy agrees with a model whose norms have random statistics and weights."""
-        shuffled = copy.deepcopy(model).eval()
+        """Raise TrainingError unless the copy agrees with a model whose norms are random."""
+        randomised = copy.deepcopy(model).eval()
         generator = torch.Generator().manual_seed(0)
-        for name, tensor in [*shuffled.named_parameters(), *shuffled.named_buffers()]:
-            if isinstance(shuffled.get_submodule(name.rpartition(".")[0]), _BatchNorm) and tensor.ndim:
+        for name, tensor in [*randomised.named_parameters(), *randomised.named_buffers()]:
+            if isinstance(randomised.get_submodule(name.rpartition(".")[0]), _BatchNorm) and tensor.ndim:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        self.copy_weights(shuffled)
-        expected, actual = shuffled(example), self.copied(example)
+        self.copy_weights(randomised)
+        expected, actual = randomised(example), self.copied(example)
         if not (actual - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp_min(1e-6):
             raise TrainingError(
                 f"batch norm cannot be folded into the convolutions of {type(model).__name__}: set "
@@ -94,7 +94,7 @@ class FoldedCopy(nn.Module):
 
 
 def conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Return the names (convolution, batch norm) of all pairs where the norm's input is the convolution's output.
+    """Return the names (convolution, norm) of all batch norms whose input is a convolution's output.
 
     Only Conv2d itself, not subclasses; convolution and norm must each be called exactly once.
     """

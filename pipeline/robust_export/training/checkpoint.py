@@ -1,7 +1,7 @@
-"""The resumable state of a training run: tensors in safetensors, the rest in JSON, no pickle.
+"""Checkpoints of a training run: tensors in safetensors, the rest in JSON, no pickle.
 
-checkpoints/last.json names the tensors' file and its digest, and is replaced last: whenever the
-process dies, last.json and the file that it names are whole.
+checkpoints/last.json has the name and digest of the tensors' file and is replaced last: whenever the process
+dies, last.json and the file that it names are complete.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ State = Mapping[str, Mapping[str, Tensor]]  # {"model": {name: tensor}, "ema": .
 
 
 def save_checkpoint(folder: Path, epoch: int, state: State, facts: Mapping[str, Any], step: int = 0) -> None:
-    """Write the state after `epoch` epochs and `step` steps of the next, then forget the one before.
+    """Write the state after `epoch` epochs and `step` steps of the next, then delete the old checkpoint.
+
+    Args:
+        folder: where to write.
+        epoch, step: position in the run, for the file name.
+        state: tensors by part and name.
+        facts: JSON values, written to last.json.
 
     Raises:
-        RobustExportError: if the disk refuses it; the checkpoint before it stays.
+        RobustExportError: if it cannot be written; the previous checkpoint remains.
     """
     flat = {
         f"{part}/{name}": tensor.detach().cpu().contiguous()
@@ -45,12 +51,12 @@ def save_checkpoint(folder: Path, epoch: int, state: State, facts: Mapping[str, 
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Tell whether a run left a state to resume from."""
+    """Return whether the folder contains a checkpoint."""
     return (folder / POINTER).is_file()
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Return the last state and the facts saved with it.
+    """Return the last checkpoint: tensors by part and name, and the JSON values.
 
     Raises:
         TrainingError: if a file is missing or was altered.
@@ -59,12 +65,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
         facts: dict[str, Any] = json.loads((folder / POINTER).read_text("utf-8"))
         file = folder / facts["file"]
         if sha256(file) != facts["sha256"]:
-            raise ValueError(f"{file.name} was altered: its SHA-256 is not the one in {POINTER}")
+            raise ValueError(f"{file.name} was altered: its SHA-256 differs from the one in {POINTER}")
         flat = load_file(file)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise TrainingError(
             f"the checkpoint in {folder} cannot be resumed: {error}\n"
-            "Restore it, or remove the folder and train again."
+            "Restore it, or delete the folder and train again."
         ) from error
     state: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in flat.items():
@@ -74,7 +80,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's state as named tensors, "3.momentum_buffer" for parameter 3."""
+    """Return the optimiser's state as tensors by name, such as "3.momentum_buffer" for parameter 3."""
     return {
         f"{index}.{name}": value
         for index, entries in optimizer.state_dict()["state"].items()
@@ -84,7 +90,7 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, saved: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned."""
+    """Restore the state that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in saved.items():
         index, _, name = full_name.partition(".")

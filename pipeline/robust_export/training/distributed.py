@@ -1,7 +1,7 @@
-"""The processes that train one network together, started by torchrun or accelerate launch.
+"""Processes that train one model together, started by torchrun or accelerate launch.
 
-Every one has the whole network and a part of each batch. Gradients are averaged over the whole batch, so that
-N processes compute what one computes, up to rounding. With one process nothing here does anything.
+Each has the whole model and a shard of each batch. Gradients are averaged over the whole batch: N processes
+compute what one process computes, up to rounding. With one process nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
 class Processes:
-    """The place of this process, and what all do together: they call the same in the same order.
+    """Rank of this process, and collective operations, which all processes must call in the same order.
 
     Attributes:
-        rank: from 0; the first one writes.
-        world: how many there are.
-        device: this process's.
+        rank: from 0; rank 0 writes files.
+        world: number of processes.
+        device: of this process; with several, "cuda" becomes the GPU of LOCAL_RANK.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,91 +46,94 @@ class Processes:
         join_process_group(BACKENDS.get(device.type, "gloo"))
 
     @property
-    def several(self) -> bool:
+    def distributed(self) -> bool:
+        """Whether there is more than one process."""
         return self.world > 1
 
-    @property
-    def first(self) -> bool:
-        """Whether it is this process that writes."""
-        return self.rank == 0
-
-    def generator(self) -> ShardedGenerator:
-        """Return a generator that draws for whole batches and keeps this process's part."""
-        return ShardedGenerator(self.rank, self.world)
+    def sharded_generator(self, seed: int | None = None) -> ShardedGenerator:
+        """Return a generator that samples for whole batches and keeps this process's shard."""
+        generator = ShardedGenerator(self.rank, self.world)
+        if seed is not None:
+            generator.manual_seed(seed)
+        return generator
 
     def rank_zero_broadcast(self, compute: Callable[[], T]) -> T:
-        """Return on every process what the first one computes; raise on all what it raises."""
-        if not self.several:
+        """Compute on rank 0 and return its result on all ranks; its RobustExportError is raised on all."""
+        if not self.distributed:
             return compute()
-        said: list[Any] = [None, None]
-        if self.first:
+        message: list[Any] = [None, None]  # result, error
+        if self.rank == 0:
             try:
-                said[0] = compute()
+                message[0] = compute()
             except RobustExportError as error:
-                said[1] = error
-        with _together():
-            dist.broadcast_object_list(said)
-        if said[1] is not None:
-            raise self.alike(said[1])
-        result: T = said[0]
+                message[1] = error
+        with _lost_process_error():
+            dist.broadcast_object_list(message)
+        if message[1] is not None:
+            raise self.reported_by_rank_zero(message[1])
+        result: T = message[0]
         return result
 
-    def each(self, compute: Callable[[], T]) -> T:
-        """Return what this process computes; raise on all what one of them raises."""
-        if not self.several:
+    def raise_on_all(self, compute: Callable[[], T]) -> T:
+        """Compute on every rank; a RobustExportError of one rank is raised on all."""
+        if not self.distributed:
             return compute()
-        mine: RobustExportError | None = None
+        own_error: RobustExportError | None = None
         try:
             result = compute()
         except RobustExportError as error:
-            mine = error
-        said: list[RobustExportError | None] = [None] * self.world
-        with _together():
-            dist.all_gather_object(said, mine)
-        for rank, theirs in enumerate(said):
-            if theirs is not None:
-                theirs.reported_elsewhere = rank != self.rank
-                raise theirs
+            own_error = error
+        errors: list[RobustExportError | None] = [None] * self.world
+        with _lost_process_error():
+            dist.all_gather_object(errors, own_error)
+        for rank, raised in enumerate(errors):
+            if raised is not None:
+                raised.reported_elsewhere = rank != self.rank
+                raise raised
         return result
 
-    def alike(self, error: E) -> E:
-        """Return an error that all processes raise, marked so that one of them reports it."""
-        error.reported_elsewhere = not self.first
+    def reported_by_rank_zero(self, error: E) -> E:
+        """Mark an error that all ranks raise, so that only rank 0 prints it; return it."""
+        error.reported_elsewhere = self.rank != 0
         return error
 
     def any(self, flag: bool) -> bool:
-        """Tell whether the flag is set on one of them."""
-        return bool(self.total(float(flag))[0]) if self.several else flag
+        """Return whether the flag is true on any rank."""
+        return bool(self.sum_over_ranks(float(flag))[0]) if self.distributed else flag
 
-    def total(self, *numbers: float) -> list[float]:
-        """Return each number's sum over the processes."""
+    def sum_over_ranks(self, *numbers: float) -> list[float]:
+        """Return the sum over all ranks of each number."""
         sums = torch.tensor(numbers, dtype=torch.float64)
-        if self.several:
-            with _together():
+        if self.distributed:
+            with _lost_process_error():
                 dist.all_reduce(sums)
-        found: list[float] = sums.tolist()
-        return found
+        result: list[float] = sums.tolist()
+        return result
 
     def average(self, tensors: Sequence[Tensor], weight: float) -> None:
-        """Replace each tensor by the sum over the processes of weight * tensor, in one message."""
-        if not self.several or not tensors:
+        """Replace each tensor by the sum over all ranks of weight * tensor, in one message.
+
+        Args:
+            weight: of this process; the weights of all add up to 1.
+        """
+        if not self.distributed or not tensors:
             return
         with torch.no_grad():
             flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).mul_(weight)
-            with _together():
+            with _lost_process_error():
                 dist.all_reduce(flat)
             for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
     def average_step(self, model: nn.Module, loss: Tensor, weight: float) -> None:
-        """Average gradients, the loss (in place) and batch norm's running statistics."""
-        if self.several:
+        """Average the gradients, batch norm's running statistics and the loss, in place."""
+        if self.distributed:
             self.average([*gradients(model.parameters()), *running_statistics(model), loss.detach()], weight)
 
     @contextmanager
-    def apart(self, seed: int) -> Iterator[None]:
-        """Let torch's global generators differ within (dropout), and be afterwards as if nobody had drawn."""
-        if not self.several:
+    def rank_specific_rng(self, seed: int) -> Iterator[None]:
+        """Seed torch's global generators differently on each rank (for dropout); restore them on exit."""
+        if not self.distributed:
             yield
             return
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -139,25 +142,25 @@ class Processes:
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Return the gradients that there are."""
+    """Return the gradients of the parameters that have one."""
     return [p.grad for p in parameters if p.grad is not None]
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
     """Return the running means and variances of the model's batch norms."""
     norms = [child for child in model.modules() if isinstance(child, _BatchNorm)]
-    found = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
-    return [each for each in found if each is not None]
+    statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+    return [tensor for tensor in statistics if tensor is not None]
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Turn the loss of another process into an error that says so."""
+def _lost_process_error() -> Iterator[None]:
+    """Raise TrainingError if a collective operation fails because another process ended."""
     try:
         yield
     except RuntimeError as error:
         raise TrainingError(
-            f"another of the processes that train together ended or cannot be reached "
-            f"({str(error).splitlines()[0][:200]}); it says why. The last checkpoint is whole: go on with "
-            "the same command and --resume, with any number of processes."
+            f"another training process ended or cannot be reached ({str(error).splitlines()[0][:200]}); see "
+            "its error message. The last checkpoint is intact: continue with the same command and --resume, "
+            "with any number of processes."
         ) from error

@@ -1,26 +1,26 @@
-"""Keeps the memory of a step for the next one, where the C library would give it back each time."""
+"""Keep freed memory in the process, where the C library would return it to the system after each step."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's names, M_..., of malloc.h
-LARGEST = 2**31 - 1  # bytes; what mallopt takes is an int
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # from glibc's malloc.h
+MAX_INT = 2**31 - 1  # bytes; mallopt takes an int
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc reuse freed planes of any size, instead of mapping zeroed pages anew for each.
+    """Let malloc reuse freed blocks of any size.
 
-    By default glibc asks the system for every block of more than 32 MB, and gives the top of the heap back: a
-    step that frees and allocates its planes pays a page fault for every 4 kB of them. It changes no number.
-    The process keeps as much memory as its largest step needed, which it needs again at once.
+    By default glibc maps every block of more than 32 MB anew and returns the top of the heap to the system. A
+    step that frees and allocates its feature maps then pays a page fault per 4 kB. No result changes. The
+    process keeps as much memory as its largest step needed.
 
     Returns:
-        Whether it is so now: only with glibc.
+        Whether it took effect: only with glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    taken = [libc.mallopt(name, LARGEST) == 1 for name in (MMAP_THRESHOLD, TRIM_THRESHOLD)]
-    return all(taken)
+    accepted = [libc.mallopt(name, MAX_INT) == 1 for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD)]
+    return all(accepted)

@@ -1,4 +1,4 @@
-"""What a training step does: how each method attacks a batch, and what it then minimises."""
+"""Training methods: how each attacks a batch and which loss it minimises."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Protocol
 
 from torch import Generator, Tensor, nn
 
-from robust_export.attacks.pgd import cross_entropy, nearby, pgd, single_step
+from robust_export.attacks.pgd import cross_entropy, gaussian_start, pgd, single_step
 from robust_export.recipe.schema import BETA, Recipe
 from robust_export.training import losses
 
 Objective = Callable[[nn.Module], Tensor]
-"""The loss of a batch, a scalar, as a function of the network (in train mode)."""
+"""The loss of a batch, a scalar, as a function of the model (in train mode)."""
 
 
 class Method(Protocol):
-    """Attacks a batch with the network in eval mode, and returns what is to be minimised in train mode."""
+    """Attacks a batch with the model in eval mode and returns the objective to minimise in train mode."""
 
     def __call__(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Objective:
         """Return the objective of a batch.
@@ -25,26 +25,26 @@ class Method(Protocol):
             model: in eval mode.
             pixels: [N, C, H, W] in [0, 1].
             labels: [N], or probabilities [N, K].
-            generator: on the CPU; the attack's randomness comes from it.
+            generator: on the CPU; source of the attack's randomness.
         """
 
 
-class OneImage:
-    """Cross-entropy on one version of each image: itself ("standard"), or what an attack made of it."""
+class SingleView:
+    """Cross-entropy on one version of each image, here the image itself: method "standard"."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
     def __call__(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Objective:
-        seen = self.attack(model, pixels, labels, generator)
+        attacked = self.attack(model, pixels, labels, generator)
         smoothing = self.recipe.train.label_smoothing
-        return lambda network: losses.cross_entropy(network(seen), labels, smoothing)
+        return lambda network: losses.cross_entropy(network(attacked), labels, smoothing)
 
     def attack(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:  # noqa: ARG002
         return pixels
 
 
-class PgdAt(OneImage):
+class PgdAt(SingleView):
     """PGD adversarial training (Madry et al., arXiv 1706.06083)."""
 
     def attack(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
@@ -55,7 +55,7 @@ class PgdAt(OneImage):
         )  # fmt: skip
 
 
-class Fast(OneImage):
+class Fast(SingleView):
     """Single-step training: N-FGSM (arXiv 2202.01181) or RS-FGSM (arXiv 2001.03994)."""
 
     def attack(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
@@ -64,41 +64,41 @@ class Fast(OneImage):
         )
 
 
-class TwoImages:
-    """TRADES and MART: a loss of the logits of the images and of what an attack made of them."""
+class PairedViews:
+    """TRADES and MART: a loss of the logits of the images and of their adversarial examples."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.trades = recipe.train.method == "trades"
-        given = recipe.train.beta
-        self.beta = BETA[recipe.train.method] if given is None else given
+        beta = recipe.train.beta
+        self.beta = BETA[recipe.train.method] if beta is None else beta
 
     def __call__(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Objective:
         attacked = self.attack(model, pixels, labels, generator)
         loss = losses.trades if self.trades else losses.mart
         smoothing = self.recipe.train.label_smoothing
-        return lambda net: loss(net(pixels), net(attacked), labels, self.beta, smoothing)
+        return lambda network: loss(network(pixels), network(attacked), labels, self.beta, smoothing)
 
     def attack(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        """Raise the divergence from the images' own logits (TRADES), or the cross-entropy (MART).
+        """Maximise the KL divergence from the logits of the images (TRADES), or the cross-entropy (MART).
 
-        Both start beside the image, x + 0.001 * N(0, 1), as their authors' code does: at the image itself the
-        divergence has no gradient.
+        Both start at x + 0.001 * N(0, 1), as in the code of their authors: at the image itself the divergence
+        has no gradient.
         """
         settings, threat = self.recipe.attack, self.recipe.threat
         clean = model(pixels).detach() if self.trades else None
         return pgd(
             model, pixels, labels, threat, steps=settings.steps, step_size=settings.step_size * threat.eps,
-            start=nearby(pixels, threat, generator),
+            start=gaussian_start(pixels, threat, generator),
             loss=cross_entropy if clean is None else lambda logits, _: losses.kl_divergence(clean, logits),
         )  # fmt: skip
 
 
 def find_method(recipe: Recipe) -> Method:
-    """Return the method of a recipe; a PGD of no steps is standard training."""
+    """Return the method of a recipe; PGD with 0 steps is standard training."""
     if not recipe.adversarial:
-        return OneImage(recipe)
-    methods: dict[str, type[OneImage] | type[TwoImages]] = {
-        "pgd-at": PgdAt, "fast": Fast, "trades": TwoImages, "mart": TwoImages,
+        return SingleView(recipe)
+    methods: dict[str, type[SingleView] | type[PairedViews]] = {
+        "pgd-at": PgdAt, "fast": Fast, "trades": PairedViews, "mart": PairedViews,
     }  # fmt: skip
     return methods[recipe.train.method](recipe)

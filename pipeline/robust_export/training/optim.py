@@ -18,8 +18,8 @@ MIN_WARMUP = 1e-6  # steps; a shorter one is none
 def make_optimizer(model: nn.Module, train: Train, lr_multiple: float) -> Optimizer:
     """Return SGD with Nesterov momentum, or AdamW, with three parameter groups.
 
-    Weights of two or more dimensions decay; norms and biases do not. Learnable activations (Sparta, PSSiLU) do not
-    decay and have `lr_multiple` times the learning rate. Frozen parameters are left out.
+    Weights of two or more dimensions decay; norms and biases do not. Learnable activations (Sparta, PSSiLU)
+    do not decay and have `lr_multiple` times the learning rate. Frozen parameters are left out.
     """
     activations = {p for child in learnable_activations(model) for p in child.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -43,19 +43,24 @@ def make_optimizer(model: nn.Module, train: Train, lr_multiple: float) -> Optimi
 def make_schedule(optimizer: Optimizer, train: Train, steps: int) -> LRScheduler:
     """Return the learning-rate schedule of a run with so many steps; call its `step` after each of them.
 
-    one-cycle rises linearly over the fraction `train.warmup` of the steps and falls linearly, to 0 after the last
-    one; cosine falls to 0 as half a cosine; steps divides the rate by 10 at 1/2 and at 3/4 of the steps (Rice et al.,
-    arXiv 2002.11569). The peak of each parameter group is the rate that it has now.
+    one-cycle rises linearly over the fraction `train.warmup` of the steps and falls linearly, to 0 after the
+    last one; cosine falls to 0 as half a cosine; steps divides the rate by 10 at 1/2 and at 3/4 of the steps
+    (Rice et al., arXiv 2002.11569). The peak of each parameter group is the rate that it has now.
     """
-    optimizer.step()  # without gradients it does nothing; torch warns if the schedule is stepped first
-    if train.schedule == "steps":
-        return MultiStepLR(optimizer, [math.ceil(steps / 2), math.ceil(3 * steps / 4)], gamma=0.1)
-    if train.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, steps)
     warmup = train.warmup * steps
-    if warmup < MIN_WARMUP:
-        return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
-    return OneCycleLR(  # its phases end one step before pct_start * total_steps and total_steps
-        optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps + 1,
-        pct_start=(warmup + 1) / (steps + 1), div_factor=math.inf, anneal_strategy="linear", cycle_momentum=False,
-    )  # fmt: skip
+    schedule: LRScheduler
+    if train.schedule == "steps":
+        schedule = MultiStepLR(optimizer, [math.ceil(steps / 2), math.ceil(3 * steps / 4)], gamma=0.1)
+    elif train.schedule == "cosine":
+        schedule = CosineAnnealingLR(optimizer, steps)
+    elif warmup < MIN_WARMUP:
+        schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
+    else:
+        # torch ends its two phases one step before pct_start * total_steps and before total_steps
+        schedule = OneCycleLR(
+            optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps + 1,
+            pct_start=(warmup + 1) / (steps + 1), div_factor=math.inf, anneal_strategy="linear",
+            cycle_momentum=False,
+        )  # fmt: skip
+    optimizer.step()  # without gradients it does nothing; torch warns if the first step is the schedule's
+    return schedule

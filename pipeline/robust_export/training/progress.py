@@ -1,4 +1,4 @@
-"""What a training run is at any step: its progress, and the random generators' states."""
+"""Progress of a training run: results of epochs, position within an epoch, states of random generators."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch came to. Accuracies are of the averaged weights on the val split."""
+    """Results of an epoch. Accuracies are those of the averaged weights on the val split."""
 
     epoch: int  # from 1
-    loss: float  # mean over the training images, as the method defines it
+    loss: float  # of the training method, mean over the training images
     clean_accuracy: float
     robust_accuracy: float  # under PGD with attack.val_steps steps
     seconds: float
@@ -22,12 +22,13 @@ class Epoch:
 
 @dataclass
 class Position:
-    """How far an epoch is: its steps that are done, and what they came to.
+    """Position within an epoch.
 
     Attributes:
-        total: the sum over images of the losses so far, float64.
-        seen: how many images that were.
-        rng: the generators' states after those steps; empty at the start of an epoch.
+        step: number of completed steps.
+        total: sum of their losses over images, float64.
+        seen: number of their images.
+        rng: states of the random generators after them; empty at the start of an epoch.
     """
 
     step: int = 0
@@ -35,30 +36,31 @@ class Position:
     seen: int = 0
     rng: dict[str, Tensor] = field(default_factory=dict)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what goes into the checkpoint's JSON; `rng` goes with the tensors."""
+    def to_json(self) -> dict[str, Any]:
+        """Return all but `rng`, which is stored with the tensors."""
         return {"step": self.step, "total": self.total, "seen": self.seen}
 
 
-class Sums:
-    """What an epoch's losses come to, kept on the device, so that no step waits for it.
+class LossSum:
+    """Sum of the losses of an epoch, kept on the device so that no step waits for it.
 
     Attributes:
-        recent: the losses that nobody has looked at yet.
+        unchecked: losses that were not yet checked to be finite.
     """
 
     def __init__(self, start: Position, device: torch.device) -> None:
         self.total = torch.tensor(start.total, device=device, dtype=torch.float64)
         self.seen = start.seen
-        self.recent: list[Tensor] = []
+        self.unchecked: list[Tensor] = []
 
     def add(self, loss: Tensor, images: int) -> None:
-        """Take a step's mean loss over so many images."""
+        """Add the mean loss of a step with so many images."""
         self.total += loss * images
         self.seen += images
-        self.recent.append(loss)
+        self.unchecked.append(loss)
 
     def mean(self) -> float:
+        """Return the mean loss per image."""
         return self.total.item() / self.seen
 
     def position(self, step: int, rng: dict[str, Tensor]) -> Position:
@@ -67,7 +69,7 @@ class Sums:
 
 
 def rng_state(generator: Generator, device: torch.device) -> dict[str, Tensor]:
-    """Return the states, uint8 [B], of the epoch's generator and of torch's global ones."""
+    """Return the states, uint8 [B], of the epoch's generator and of torch's global generators."""
     states = {"epoch": generator.get_state(), "cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -75,8 +77,8 @@ def rng_state(generator: Generator, device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_rng(states: dict[str, Tensor], generator: Generator, device: torch.device) -> None:
-    """Put back what `rng_state` returned."""
+    """Restore the states that `rng_state` returned."""
     generator.set_state(states["epoch"])
     torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:  # a run may go on on another device
+    if device.type == "cuda" and "cuda" in states:  # a run may be resumed on another type of device
         torch.cuda.set_rng_state(states["cuda"], device)

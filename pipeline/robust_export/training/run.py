@@ -1,4 +1,4 @@
-"""Training: a recipe in, a bundle out; by attacks of several kinds, resumable at any step."""
+"""`train`: train the model of a recipe and write its bundle."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 from robust_export.bundle import MANIFEST, Bundle
 from robust_export.recipe.schema import Recipe
 from robust_export.training.distributed import Processes
-from robust_export.training.progress import Epoch
-from robust_export.training.run_dir import check_same_recipe, prepare
-from robust_export.training.trainer import OnEpoch, OnStep, Run
+from robust_export.training.run_dir import check_same_recipe, choose_folder
+from robust_export.training.trainer import OnEpoch, OnStep, Trainer
 from robust_export.utils.device import find_device
 from robust_export.utils.files import replace_folder
 from robust_export.utils.stop import StopRequest
-
-__all__ = ["Epoch", "OnEpoch", "OnStep", "Run", "StopRequest", "train"]
 
 
 def train(
@@ -29,48 +26,53 @@ def train(
     name: str | None = None,
     stop: StopRequest | None = None,
 ) -> Bundle:
-    """Train a network as the recipe says and return the finished bundle in `out`.
+    """Train the model of a recipe and return the finished bundle in `out`.
 
-    The state is saved after every epoch, every `train.checkpoint_every` steps, and when `stop` asks for it.
-    Whenever it is interrupted, the same call with `resume` gives weights.safetensors that are the same to the
-    last bit (same machine, same versions).
+    A checkpoint is saved after every epoch, every `train.checkpoint_every` steps, and when `stop` requests
+    it. After an interruption of any kind, the same call with `resume` gives the same weights.safetensors, bit
+    for bit (on the same machine with the same versions).
 
-    Where torchrun or accelerate launch started several processes, they share every batch, and the first one
-    writes; each calls this with the same arguments and gets the same bundle.
+    Processes started by torchrun or accelerate launch share every batch, and rank 0 writes. Each calls this
+    function with the same arguments and gets the same bundle.
 
     Args:
-        resume: go on where a run in `out` stopped; start where there is none; return at once
-            where it is finished.
-        force: replace a bundle that is there already, once the new one is finished.
-        name: the bundle's, by default that of its folder.
-        stop: asks the run to save its state after the step it is in, and to stop.
+        recipe: the recipe; written to `out` as recipe.toml.
+        out: folder of the bundle.
+        resume: continue the run in `out`; start one if there is none; return at once if it is finished.
+        force: replace a bundle in `out`, once the new one is finished.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        on_epoch: called after each epoch with it and the number of epochs.
+        on_step: called after each step with the epoch, the step (both from 1) and the steps per epoch.
+        name: of the bundle; by default the name of its folder.
+        stop: requests to save a checkpoint after the current step and to stop.
 
     Raises:
-        TrainingError: if `out` holds something else, the recipe changed, the loss diverged, or a process that
-            decodes images died.
-        TrainingStopped: if `stop` asked for it.
+        TrainingError: if `out` contains other files, the recipe differs from that of the run, the loss or a
+        weight
+            became nan or inf, or a loader process died.
+        TrainingStopped: if `stop` requested it.
     """
-    target, place = Path(out), find_device(device)
-    processes = Processes(place)
+    target, processes = Path(out), Processes(find_device(device))
 
-    def begin() -> tuple[Path, bool]:
-        folder = prepare(target, resume=resume, force=force)
+    def open_folder() -> tuple[Path, bool]:
+        """Return the folder to train in, and whether its run is finished."""
+        folder = choose_folder(target, resume=resume, force=force)
         if resume:
             check_same_recipe(recipe, folder)
         return folder, (folder / MANIFEST).is_file()
 
-    folder, done = processes.rank_zero_broadcast(begin)
-    run = None
-    if not done:
-        run = processes.each(lambda: Run(recipe, folder, place, stop))
-        run.start()
-        run.fit(on_epoch, on_step)
+    folder, finished = processes.rank_zero_broadcast(open_folder)
+    trainer = None
+    if not finished:
+        trainer = processes.raise_on_all(lambda: Trainer(recipe, folder, processes, stop))
+        trainer.start()
+        trainer.fit(on_epoch, on_step)
 
-    def end() -> Bundle:
-        if run is not None:
-            run.finish(name or target.name)
+    def write_bundle() -> Bundle:
+        if trainer is not None:
+            trainer.write_bundle(name or target.name)
         if folder != target:
             replace_folder(folder, target)
         return Bundle.open(target)
 
-    return processes.rank_zero_broadcast(end)
+    return processes.rank_zero_broadcast(write_bundle)

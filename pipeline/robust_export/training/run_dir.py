@@ -1,4 +1,4 @@
-"""The folder that a training run works in: what may be begun, gone on with, or replaced there."""
+"""The folder of a training run: whether a run may start, continue or replace another one there."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from robust_export.recipe.schema import Recipe
 from robust_export.training import checkpoint as ckpt
 
 MAY_CHANGE = ("train.checkpoint_every:", "train.tracker:", "data.workers:")
-"""Keys of a recipe that have no influence on the weights."""
+"""Keys of a recipe that may differ on --resume: they have no influence on the weights."""
 
 
-def prepare(target: Path, *, resume: bool, force: bool) -> Path:
-    """Return the folder to train in, having made sure that nothing anybody wants is lost.
+def choose_folder(target: Path, *, resume: bool, force: bool) -> Path:
+    """Return the folder to train in: `target`, or a temporary folder beside it if `force` replaces a run.
 
-    That is `target` itself, or with `force` and a run in `target` a folder beside it.
+    Raises:
+        TrainingError: if `target` contains files of something else, or a run without `resume` or `force`.
     """
     has_run = (target / MANIFEST).is_file() or ckpt.has_checkpoint(target / ckpt.FOLDER)
     if not has_run:
-        leftovers = {"recipe.toml", ckpt.FOLDER}  # of a run that was killed before its first checkpoint
+        leftovers = {"recipe.toml", ckpt.FOLDER}  # a run that was killed before its first checkpoint
         for path in target.iterdir() if target.is_dir() else ():
             if path.name not in leftovers and path.suffix != ".tmp":
-                raise TrainingError(f"{target} holds {path.name} and no run; give another --out")
+                raise TrainingError(f"{target} contains {path.name} but no run; choose another --out")
         return target
     if force:
-        beside = target.with_name(f".{target.name}.new")
+        temporary = target.with_name(f".{target.name}.new")
         if not resume:
-            shutil.rmtree(beside, ignore_errors=True)
-        return beside
+            shutil.rmtree(temporary, ignore_errors=True)
+        return temporary
     if not resume:
         raise TrainingError(
-            f"{target} already holds a run. Go on with it by --resume, replace it by --force, or "
-            "write elsewhere with --out."
+            f"{target} already contains a run: continue it with --resume, replace it with --force, or choose "
+            "another --out."
         )
     return target
 
 
 def check_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raise TrainingError if the run in `folder` was started from another recipe."""
+    """Raise TrainingError if the run in `folder` was started with another recipe."""
     file = folder / "recipe.toml"
     if not file.is_file():
         return
     lines = differences(parse(load_recipe(file), str(file)), recipe)
     if changed := [line for line in lines if not line.startswith(MAY_CHANGE)]:
         raise TrainingError(
-            f"the run in {folder} was started from another recipe; --resume needs the same:\n  "
+            f"the run in {folder} was started with another recipe, but --resume needs the same one:\n  "
             + "\n  ".join(changed)
-            + "\n(the run's value, then yours). Give the same options, or another --out."
+            + "\n(the value of the run, then the new one). Give the same options, or choose another --out."
         )

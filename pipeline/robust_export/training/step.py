@@ -1,9 +1,9 @@
-"""A network that learns: one step on a batch, and its accuracy on the val split."""
+"""One optimisation step of adversarial training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,166 +11,138 @@ from torch import Generator, Tensor, nn
 from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from robust_export.attacks.pgd import pgd, single_step
-from robust_export.data.datasets import Images, batch_indices, load_batches
+from robust_export.data.datasets import Batch
+from robust_export.nn.state_dict import load_tensors, tensors
 from robust_export.recipe.schema import Recipe
-from robust_export.training.awp import perturbed
-from robust_export.training.bn_folding import FoldedCopy, Scaled
+from robust_export.training.attacked_model import AttackedModel
+from robust_export.training.awp import perturbed_weights
+from robust_export.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from robust_export.training.distributed import Processes, running_statistics
-from robust_export.training.health import Watched
 from robust_export.training.malloc import keep_freed_memory
 from robust_export.training.methods import Objective, find_method
-from robust_export.training.model_setup import prepared
-from robust_export.training.optim import make_optimizer
+from robust_export.training.model_setup import prepare_model
+from robust_export.training.optim import make_optimizer, make_schedule
+from robust_export.training.precision import autocast
 from robust_export.utils.sharded_rng import ShardedGenerator
 
-EVAL_BATCH = 256  # val images at a time
 
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+class TrainStep:
+    """Attacks a batch and takes one optimisation step on the result; owns all that the step changes.
 
+    Args:
+        model: the network to train.
+        example: [2, C, H, W], pixels for checking a folded copy.
+        total_steps: of the run, for the learning-rate schedule.
 
-class Learner:
-    """A network, its averaged weights, its optimiser and its training method."""
+    Attributes:
+        model: the network, on the device.
+        ema: exponential moving average of its weights (`train.ema`) and buffers.
+        attacked: gives the network that attacks differentiate.
+        learning_rate: of the last step, of the first parameter group.
+    """
 
-    def __init__(self, recipe: Recipe, network: nn.Module, val_images: Images, device: torch.device) -> None:
-        self.recipe, self.val_images = recipe, val_images
-        self.processes = Processes(device)
-        self.device = self.processes.device
-        self.format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+    def __init__(
+        self, recipe: Recipe, model: nn.Module, example: Tensor, total_steps: int, processes: Processes
+    ) -> None:
+        settings = recipe.train
+        self.settings, self.processes, self.device = settings, processes, processes.device
+        self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         if self.device.type == "cpu":
             keep_freed_memory()
-        network = prepared(network, recipe.train, self.processes)
-        self.model = network.to(self.device).to(memory_format=self.format)
-        average = get_ema_multi_avg_fn(recipe.train.ema)
+        model = prepare_model(model, settings, processes)
+        self.model = model.to(self.device).to(memory_format=self.memory_format)
+        average = get_ema_multi_avg_fn(settings.ema)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-        self.optimizer = make_optimizer(self.model, recipe.train, recipe.sparta.lr_multiple)
+        self.optimizer = make_optimizer(self.model, settings, recipe.sparta.lr_multiple)
+        self.schedule = make_schedule(self.optimizer, settings, total_steps)
+        self.learning_rate = 0.0
         self.method = find_method(recipe)
-        self.scaler = GradScaler(self.device.type, enabled=recipe.train.amp == "fp16")
-        self.twin = self._make_twin()
-        self.epochs_done = 0
+        self.scaler = GradScaler(self.device.type, enabled=settings.amp == "fp16")
+        self.attacked = AttackedModel(self.model, settings, self.device, self._pixels_to_device(example))
 
-    def _make_twin(self) -> FoldedCopy | None:
-        """Return the network that attacks run on where it is not the one that learns."""
-        settings = self.recipe.train
-        if not (settings.fold_norms or settings.compile):
-            return None
-        example = self._to_device(self.val_images.batch([0, 1])[0])
-        return FoldedCopy(self.model, example, fold=settings.fold_norms, compiled=settings.compile)
+    def __call__(self, pixels: Tensor, labels: Tensor, generator: Generator, epochs_done: int = 0) -> Tensor:
+        """Attack the batch in eval mode, then take an optimisation step in train mode; return the mean loss.
 
-    @contextmanager
-    def _attacked(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Give the network to attack, in eval mode, for a model whose weights do not change meanwhile."""
-        model.eval()
-        seen: nn.Module = model
-        if self.twin is not None:
-            self.twin.follow(model)
-            seen = self.twin.eval()
-        if self.recipe.train.amp == "fp16":
-            seen = Scaled(seen).eval()
-        with self._autocast():
-            yield seen
-
-    def _step(self, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        """Attack the batch in eval mode, then descend on what the attack found in train mode."""
+        Args:
+            pixels, labels: the shard of this process, on the device.
+            generator: on the CPU; source of the attack's randomness.
+            epochs_done: number of completed epochs; AWP starts after `train.awp_start`.
+        """
         weight = generator.weight if isinstance(generator, ShardedGenerator) else 1.0
-        with self._attacked(self.model) as seen:
-            objective = self.method(seen, pixels, labels, generator)
+        with self.attacked(self.model) as network:
+            objective = self.method(network, pixels, labels, generator)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with self._weights_perturbed(objective, weight):
-            loss = self._evaluate(objective)
+        with self._perturbed_weights(objective, weight, epochs_done):
+            loss = self._loss(objective)
             self._backward(loss)
         self.processes.average_step(self.model, loss, weight)
-        self._descend()
+        self._update_weights()
         self.ema.update_parameters(self.model)
         return loss.detach()
 
-    def _backward(self, loss: Tensor) -> None:
-        """Compute gradients; planes that are computed again move no running statistics a second time."""
-        again = running_statistics(self.model) if self.recipe.train.grad_checkpointing else []
-        before = [each.clone() for each in again]
-        self.scaler.scale(loss).backward()
-        for each, value in zip(again, before, strict=True):
-            each.copy_(value)
+    def to_device(self, batch: Batch) -> Batch:
+        """Return the batch on the device, pixels in the memory format of the model."""
+        pixels, labels = batch
+        return self._pixels_to_device(pixels), labels.to(self.device)
 
-    def _descend(self) -> None:
-        if self.recipe.train.clip_grad:
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of a checkpoint."""
+        return {
+            "model": tensors(self.model), "ema": tensors(self.ema),
+            "optimizer": optimizer_tensors(self.optimizer),
+        }  # fmt: skip
+
+    def load_state(
+        self, state: Mapping[str, dict[str, Tensor]], scaler: Mapping[str, Any], steps_done: int
+    ) -> None:
+        """Restore a checkpoint.
+
+        Args:
+            state: what `state` returned.
+            scaler: state of `self.scaler`; empty if it is disabled.
+            steps_done: number of steps since the start of the run, on a fresh `TrainStep`.
+        """
+        load_tensors(self.model, state["model"])
+        load_tensors(self.ema, state["ema"])
+        load_optimizer_tensors(self.optimizer, state.get("optimizer", {}))
+        if scaler:
+            self.scaler.load_state_dict(dict(scaler))
+        for _ in range(
+            steps_done
+        ):  # a rate follows from the one before it: the same operations give the same bits
+            self.schedule.step()
+
+    def _backward(self, loss: Tensor) -> None:
+        """Compute gradients. Gradient checkpointing runs norms twice: restore their running statistics."""
+        statistics = running_statistics(self.model) if self.settings.grad_checkpointing else []
+        saved = [tensor.clone() for tensor in statistics]
+        self.scaler.scale(loss).backward()
+        for tensor, value in zip(statistics, saved, strict=True):
+            tensor.copy_(value)
+
+    def _update_weights(self) -> None:
+        if self.settings.clip_grad:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_grad)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.schedule.step()
 
-    def _evaluate(self, objective: Objective) -> Tensor:
-        with self._autocast():
+    def _loss(self, objective: Objective) -> Tensor:
+        with autocast(self.settings.amp, self.device):
             return objective(self.model)
 
-    def _weights_perturbed(self, objective: Objective, weight: float) -> AbstractContextManager[None]:
-        settings = self.recipe.train
-        if not settings.awp or self.epochs_done < settings.awp_start:
+    def _perturbed_weights(
+        self, objective: Objective, weight: float, epochs_done: int
+    ) -> AbstractContextManager[None]:
+        if not self.settings.awp or epochs_done < self.settings.awp_start:
             return nullcontext()
-        return perturbed(
-            self.model, lambda: self.scaler.scale(self._evaluate(objective)), settings.awp,
+        return perturbed_weights(
+            self.model, lambda: self.scaler.scale(self._loss(objective)), self.settings.awp,
             lambda gradients: self.processes.average(gradients, weight),
         )  # fmt: skip
 
-    def validate(self, model: nn.Module) -> tuple[float, float]:
-        """Return (clean, robust) accuracy on the val split, robust under PGD."""
-        model.eval()
-        generator = self._generator(0)
-        count = len(self.val_images)
-        parts = batch_indices(count, EVAL_BATCH, None)
-        mine = [part[generator.for_batch(len(part)).shard] for part in parts]
-        clean = robust = 0.0
-        for part, batch in zip(
-            parts, load_batches(self.val_images, mine, self.recipe.data.workers), strict=True
-        ):
-            self._between_batches()
-            pixels, labels = self._to_device(batch[0]), batch[1].to(self.device)
-            adversarial = self._attack(model, pixels, labels, generator.for_batch(len(part)))
-            counted = generator.weight > 0
-            clean += counted * self._right(model, pixels, labels)
-            robust += counted * self._right(model, adversarial, labels)
-        clean, robust = self.processes.total(clean, robust)
-        return clean / count, robust / count
-
-    def _watch(self) -> Watched:
-        """Attack some val images with one step and with many, on the network itself."""
-        count = min(EVAL_BATCH, len(self.val_images))
-        generator, kind = self._generator(0).for_batch(count), self.recipe.attack.single_step
-        pixels, labels = self.val_images.batch(range(count)[generator.shard])
-        pixels, labels = self._to_device(pixels), labels.to(self.device)
-        many = self._attack(self.model, pixels, labels, generator)
-        with self._attacked(self.model) as seen:
-            one = single_step(seen, pixels, labels, self.recipe.threat, kind, generator)
-        counted = generator.weight > 0
-        right = [counted * self._right(self.model, images, labels) for images in (one, many)]
-        return Watched(*(number / count for number in self.processes.total(*right)))
-
-    def _generator(self, seed: int) -> ShardedGenerator:
-        generator = self.processes.generator()
-        generator.manual_seed(seed)
-        return generator
-
-    def _attack(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        attack, threat = self.recipe.attack, self.recipe.threat
-        with self._attacked(model) as seen:
-            return pgd(
-                seen, pixels, labels, threat, steps=attack.val_steps,
-                step_size=attack.step_size * threat.eps,
-                generator=generator if attack.random_start else None,
-            )  # fmt: skip
-
-    def _right(self, model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
-        with torch.no_grad(), self._autocast():
-            return int((model(pixels).argmax(1) == labels).sum())
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.recipe.train.amp == "off":
-            return nullcontext()
-        return torch.autocast(self.device.type, AMP[self.recipe.train.amp])
-
-    def _to_device(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self.device, non_blocking=True).contiguous(memory_format=self.format)
-
-    def _between_batches(self) -> None:
-        """Do what a long validation must be interrupted for."""
+    def _pixels_to_device(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)

@@ -1,4 +1,4 @@
-"""What follows a run elsewhere: TensorBoard, Weights & Biases or MLflow, through accelerate's interface."""
+"""Log a run to TensorBoard, Weights & Biases or MLflow, through the interface of accelerate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INSTALL = {
 
 
 class Tracker(Protocol):
-    """The part of accelerate.tracking.GeneralTracker that a run needs."""
+    """The methods of accelerate.tracking.GeneralTracker that are used."""
 
     def store_init_configuration(self, values: dict[str, Any]) -> Any: ...
     def log(self, values: dict[str, Any], step: int | None = None) -> Any: ...
@@ -27,23 +27,21 @@ class Tracker(Protocol):
 
 
 class Tracking:
-    """Tells a tracker, on the first process, the recipe, and what each epoch came to.
-
-    Where the recipe says "none" it does nothing.
+    """Logs the recipe and the results of each epoch, on rank 0; nothing if `train.tracker` is "none".
 
     Args:
-        folder: the bundle's; TensorBoard's files and MLflow's go to `folder`/tracking, which no bundle lists.
+        folder: of the bundle; TensorBoard and MLflow write to `folder`/tracking, which the manifest omits.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, processes: Processes) -> None:
         self.recipe, self.folder = recipe, folder
         self.tracker: Tracker | None = None
         if recipe.train.tracker != "none":
-            processes.rank_zero_broadcast(self._begin)
+            processes.rank_zero_broadcast(self._start)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         recipe = self.recipe
-        self.tracker = _open(recipe.train.tracker, recipe.model.name, self.folder / "tracking")
+        self.tracker = _start_tracker(recipe.train.tracker, recipe.model.name, self.folder / "tracking")
         flat = {
             f"{section}.{key}": value if isinstance(value, str | int | float | bool) else str(value)
             for section, table in to_tables(recipe).items()
@@ -51,13 +49,14 @@ class Tracking:
         }
         self.tracker.store_init_configuration(flat)
 
-    def epoch(self, epoch: Epoch, rate: float) -> None:
-        """Log an epoch under its number; accuracies in [0, 1], `rate` the learning rate of its last step."""
+    def log_epoch(self, epoch: Epoch, learning_rate: float) -> None:
+        """Log an epoch with its number as the step; `learning_rate` is that of its last step."""
         if self.tracker is None:
             return
         values = {
-            "train/loss": epoch.loss, "train/learning_rate": rate, "val/clean_accuracy": epoch.clean_accuracy,
-            "val/robust_accuracy": epoch.robust_accuracy, "seconds": epoch.seconds,
+            "train/loss": epoch.loss, "train/learning_rate": learning_rate,
+            "val/clean_accuracy": epoch.clean_accuracy, "val/robust_accuracy": epoch.robust_accuracy,
+            "seconds": epoch.seconds,
         }  # fmt: skip
         self.tracker.log(values, step=epoch.epoch)
 
@@ -65,32 +64,32 @@ class Tracking:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it; what it has not yet written, it writes now."""
+        """Flush and close the tracker."""
         if self.tracker is not None:
             self.tracker.finish()
 
 
-def _open(kind: str, run: str, folder: Path) -> Tracker:
+def _start_tracker(kind: str, run: str, folder: Path) -> Tracker:
     """Return a started tracker.
 
     Raises:
-        TrainingError: if its package is missing, or it cannot start (nobody is logged in).
+        TrainingError: if its package is missing, or it cannot start (for example without a login).
     """
     try:
         from accelerate.state import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState(cpu=True)  # its classes ask it which process writes
-        made = LOGGER_TYPE_TO_CLASS[kind]
-        given = {"logging_dir": str(folder)} if made.requires_logging_directory else {}
-        tracker = made(run, **given)
+        PartialState(cpu=True)  # the trackers read the rank from it
+        tracker_class = LOGGER_TYPE_TO_CLASS[kind]
+        options = {"logging_dir": str(folder)} if tracker_class.requires_logging_directory else {}
+        tracker = tracker_class(run, **options)
         if hasattr(tracker, "start"):
             tracker.start()
     except ImportError as error:
         raise TrainingError(f"tracker {kind!r} needs {error.name}: {INSTALL[kind]}") from None
-    except Exception as error:  # each of them fails in ways of its own
+    except Exception as error:  # each tracker raises exceptions of its own
         raise TrainingError(
-            f"tracker {kind!r} cannot start: {error}\nTrain with --tracker none, or mend it."
+            f"tracker {kind!r} cannot start: {error}\nFix its configuration, or train with --tracker none."
         ) from None
-    opened: Tracker = tracker
-    return opened
+    started: Tracker = tracker
+    return started
