@@ -1,7 +1,6 @@
-"""The embedded inference server: bundles over the Open Inference (V2) protocol, REST and gRPC.
+"""Inference server for bundles: Open Inference (V2) protocol over REST and gRPC, without torch.
 
-`settings` is what it may be told; `models` opens bundles; `batching` runs what arrives together as one batch;
-`tensors` and `body` read requests and write answers; `service` is what both protocols share; `rest`, with
-`connection` and `openapi`, and `rpc`, with `messages`, are the protocols; `metrics` and `logs` say what
-happens; `server` is the life of one process, `workers` of several. Nothing here imports torch.
+A request passes `connection_limits` (REST only), `rest` or `grpc_service`, `tensors`, `service`, `batching`.
+`server` runs one process, `workers` several. `ui` is the web page at /, `triton` writes model repositories
+for Triton.
 """

@@ -1,4 +1,4 @@
-"""Requests that arrive together run as one batch."""
+"""Dynamic batching: requests that arrive together run as one batch."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ import numpy as np
 
 from robust_export.runtimes.classifier import Logits, Pixels
 
-Observe = Callable[
-    [int, Sequence[float], float], None
-]  # images, seconds that each part waited, and that it ran
+Observe = Callable[[int, Sequence[float], float], None]  # images, seconds each part waited, duration in s
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Images of one request, at most a batch of them."""
+    """At most `max_batch` images of one request."""
 
     pixels: Pixels
-    answer: asyncio.Future[Logits]
-    arrived: float  # s, of the loop's clock
+    logits: asyncio.Future[Logits]
+    arrival: float  # s, time of the event loop
 
 
 class Batcher:
-    """Runs a classifier in a thread of its own, a batch at a time, in the order of arrival.
+    """Runs a classifier in its own thread, one batch at a time, first come first served.
 
-    A batch begins when it is full, or when its first request has waited for `max_delay`; while one runs, the
-    next one gathers. A request of more than `max_batch` images is split. What waits is not bounded here.
+    A batch starts when it is full or its first request has waited for `max_delay`. Requests that arrive while
+    a batch runs form the next one. A request of more than `max_batch` images is split. The caller limits the
+    queue.
 
     Args:
-        classify: pixels [N, C, H, W] to logits [N, K]; called in the thread.
+        classify: maps pixels [N, C, H, W] to logits [N, K]; called in the thread.
         max_batch: images.
         max_delay: seconds.
-        observe: told of every batch that ran.
+        observe: called after each batch.
     """
 
     def __init__(
@@ -45,93 +44,93 @@ class Batcher:
     ) -> None:
         self._classify, self._observe = classify, observe
         self._max_batch, self._max_delay = max_batch, max_delay
-        self._waiting: deque[_Part] = deque()
-        self._images = 0  # in `_waiting`
-        self._arrived = asyncio.Event()
+        self._queue: deque[_Part] = deque()
+        self._queued_images = 0
+        self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "inference")
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, pixels: Pixels) -> Logits:
-        """Return the logits of these images, N of at least 1.
+        """Return the logits of N >= 1 images.
 
         Raises:
-            Exception: what the classifier raises; every request of its batch gets it.
+            Exception: what the classifier raised; every request of the batch gets it.
         """
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
         if len(pixels) <= self._max_batch:
-            return await self._put(pixels)
+            return await self._enqueue(pixels)
         starts = range(0, len(pixels), self._max_batch)
-        parts = [self._put(pixels[start : start + self._max_batch]) for start in starts]
+        parts = [self._enqueue(pixels[start : start + self._max_batch]) for start in starts]
         return np.concatenate(await asyncio.gather(*parts))
 
     async def close(self) -> None:
-        """End the thread. What still waits is never answered."""
+        """Stop the thread. Requests still in the queue are never answered."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
         self._thread.shutdown(wait=False)
 
-    def _put(self, pixels: Pixels) -> asyncio.Future[Logits]:
+    def _enqueue(self, pixels: Pixels) -> asyncio.Future[Logits]:
         loop = asyncio.get_running_loop()
         part = _Part(pixels, loop.create_future(), loop.time())
-        self._waiting.append(part)
-        self._images += len(pixels)
-        self._arrived.set()
-        return part.answer
+        self._queue.append(part)
+        self._queued_images += len(pixels)
+        self._arrival.set()
+        return part.logits
 
     async def _run(self) -> None:
         while True:
-            await self._gather()
-            batch = self._take()
+            await self._wait_for_batch()
+            batch = self._next_batch()
             if batch:
-                await self._answer(batch)
+                await self._run_batch(batch)
 
-    async def _gather(self) -> None:
-        """Wait until a batch is to begin."""
+    async def _wait_for_batch(self) -> None:
+        """Wait until a batch is full or its first request has waited for `max_delay`."""
         loop = asyncio.get_running_loop()
-        while not self._waiting:
-            self._arrived.clear()
-            await self._arrived.wait()
-        begin = self._waiting[0].arrived + self._max_delay
-        while self._images < self._max_batch and (left := begin - loop.time()) > 0:
-            self._arrived.clear()
+        while not self._queue:
+            self._arrival.clear()
+            await self._arrival.wait()
+        deadline = self._queue[0].arrival + self._max_delay
+        while self._queued_images < self._max_batch and (remaining := deadline - loop.time()) > 0:
+            self._arrival.clear()
             try:
-                async with asyncio.timeout(left):
-                    await self._arrived.wait()
+                async with asyncio.timeout(remaining):
+                    await self._arrival.wait()
             except TimeoutError:
                 return
 
-    def _take(self) -> list[_Part]:
-        """Take from the queue what fits one batch, without what nobody waits for any more."""
+    def _next_batch(self) -> list[_Part]:
+        """Remove one batch from the queue, dropping parts whose request was cancelled."""
         batch: list[_Part] = []
-        room = self._max_batch
-        while self._waiting and len(self._waiting[0].pixels) <= room:
-            part = self._waiting.popleft()
-            self._images -= len(part.pixels)
-            if not part.answer.done():
+        free = self._max_batch
+        while self._queue and len(self._queue[0].pixels) <= free:
+            part = self._queue.popleft()
+            self._queued_images -= len(part.pixels)
+            if not part.logits.done():
                 batch.append(part)
-                room -= len(part.pixels)
+                free -= len(part.pixels)
         return batch
 
-    async def _answer(self, batch: list[_Part]) -> None:
+    async def _run_batch(self, batch: list[_Part]) -> None:
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        start = loop.time()
         try:
             pixels = batch[0].pixels if len(batch) == 1 else np.concatenate([part.pixels for part in batch])
             logits = await loop.run_in_executor(self._thread, self._classify, pixels)
             if len(logits) != len(pixels):
-                raise ValueError(f"{len(pixels)} images have {len(logits)} rows of logits")
-            self._observe(len(pixels), [started - part.arrived for part in batch], loop.time() - started)
+                raise ValueError(f"the model returned {len(logits)} rows of logits for {len(pixels)} images")
+            self._observe(len(pixels), [start - part.arrival for part in batch], loop.time() - start)
         except Exception as error:
             for part in batch:
-                if not part.answer.done():
-                    part.answer.set_exception(error)
+                if not part.logits.done():
+                    part.logits.set_exception(error)
             return
-        start = 0
+        first = 0
         for part in batch:
-            stop = start + len(part.pixels)
-            if not part.answer.done():
-                part.answer.set_result(logits[start:stop])
-            start = stop
+            last = first + len(part.pixels)
+            if not part.logits.done():
+                part.logits.set_result(logits[first:last])
+            first = last

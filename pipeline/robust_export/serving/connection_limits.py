@@ -1,4 +1,14 @@
-"""A REST connection that no client can hold for long: uvicorn's, with limits on time, headers and number."""
+"""Limits of a REST connection: slow clients, unread responses, oversized headers, number of connections.
+
+| client | response |
+|---|---|
+| sends a request slower than `timeout` | 408, connection closed |
+| sends nothing for `timeout` | connection closed |
+| does not read a response for `timeout` | connection reset |
+| sends more than 64 KiB of headers | 431, connection closed |
+| sends what is not HTTP/1.1 | 400, connection closed |
+| opens more than `max_connections` | 503, connection closed |
+"""
 
 from __future__ import annotations
 
@@ -11,39 +21,39 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-HEADERS = 64 << 10  # bytes of a request line and its headers, and of what is no body in one that is chunked
-PIPELINED = 16  # requests of a connection that wait for the one before to be answered
-LINGER = 2.0  # s that a connection is read after a refusal
+MAX_HEADER_BYTES = 64 << 10  # request line and headers; also chunk headers and trailers between body bytes
+MAX_PIPELINED = 16  # requests of one connection that wait for the previous response
+LINGER = 2.0  # s that input is read and discarded after an error response
 
 
-class Connection(HttpToolsProtocol):
-    """Ends the connection of whoever is slower than `timeout` seconds, or says what is no HTTP.
+class LimitedConnection(HttpToolsProtocol):
+    """uvicorn's HTTP connection with limits.
 
-    The time runs while a request is being sent, from the connection's beginning or the request's first byte
-    to its last. Another runs while answers wait to be taken, whatever is sent meanwhile.
+    One timer runs while a request is being received: from the start of the connection, or the request's first
+    byte, to its last byte. A second timer runs while the client does not read a response.
     """
 
-    timeout = 30.0
-    most = 1024  # connections at once
+    timeout = 30.0  # s
+    max_connections = 1024
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=1)  # so that any answer that is not taken is noticed
-        self._timer: asyncio.TimerHandle | None = None  # of a request, or of a refusal
-        self._untaken: asyncio.TimerHandle | None = None  # of answers
-        self._header_bytes = 0  # since the request began, or since the last of its body
-        self._receiving = False  # a request has begun and has not ended
-        self._in_body = False  # its headers have
-        self._refused = False  # what comes from now on is thrown away
-        self._running: RequestResponseCycle | None = None  # the request that is or was last worked on
-        if len(self.connections) > self.most:
+        transport.set_write_buffer_limits(high=1)  # pause_writing is called for any unread response
+        self._timer: asyncio.TimerHandle | None = None  # of a request, or of closing after an error
+        self._unread_timer: asyncio.TimerHandle | None = None  # of responses
+        self._header_bytes = 0  # since the request began, or since the last byte of its body
+        self._receiving = False  # a request has begun and is not complete
+        self._in_body = False  # its headers are complete
+        self._refused = False  # an error response was sent; further input is discarded
+        self._running: RequestResponseCycle | None = None  # the request that the application got last
+        if len(self.connections) > self.max_connections:
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
         else:
-            self._start(self._too_slow)
+            self._start_timer(self._on_request_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
-        self._stop_untaken()
+        self._stop_timer()
+        self._stop_unread_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -53,18 +63,18 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._refused or self.transport.is_closing():
             return
-        if self._header_bytes > HEADERS:
+        if self._header_bytes > MAX_HEADER_BYTES:
             self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large")
-        elif self._timer is None and not self._receiving and self._idle():
-            self._start(self._too_slow)
+        elif self._timer is None and not self._receiving and self._is_idle():
+            self._start_timer(self._on_request_timeout)
 
     def on_message_begin(self) -> None:
-        if len(self.pipeline) >= PIPELINED:
-            raise OverflowError("too many requests in a row")  # the parser stops at it
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise OverflowError("too many pipelined requests")  # stops the parser
         super().on_message_begin()
         if not self._receiving:
             self._receiving = True
-            self._start(self._too_slow)
+            self._start_timer(self._on_request_timeout)
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -81,30 +91,30 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._receiving = self._in_body = False
         self._header_bytes = 0
-        self._stop()
+        self._stop_timer()
         super().on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._untaken = self.loop.call_later(self.timeout, self._reset)
+        self._unread_timer = self.loop.call_later(self.timeout, self._reset)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_untaken()
+        self._stop_unread_timer()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Answer what is no HTTP; uvicorn calls it."""
-        self.refuse(HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request")
+        """Answer input that is not HTTP; called by uvicorn."""
+        self.refuse(HTTPStatus.BAD_REQUEST, "this is not an HTTP/1.1 request")
 
     def refuse(self, status: HTTPStatus, message: str) -> None:
-        """Answer with a V2 error, and close; without one if it would be taken for another request's.
+        """Send a V2 error and close the connection; only close if an earlier request awaits its response.
 
-        What the client still sends is read for a while: with unread bytes a closed connection is reset, and
-        the client would not see the answer. Requests before it that are unanswered are dropped.
+        Further input is read for a while: closing a connection with unread input resets it, and the client
+        would not see the error. Earlier unanswered requests are dropped.
         """
         if self._refused:
             return
-        if self._may_answer():
+        if self._can_send_error():
             body = json.dumps({"error": message}).encode()
             retry = "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
             head = (
@@ -120,20 +130,20 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._start(self.transport.close, min(self.timeout, LINGER))
+        self._start_timer(self.transport.close, min(self.timeout, LINGER))
 
-    def _may_answer(self) -> bool:
-        """Return whether the next answer on this connection is that of the request that is being received."""
+    def _can_send_error(self) -> bool:
+        """Return whether the next response on this connection belongs to the request being received."""
         if self._running is None:
             return True
         if self._running is self.cycle and self._in_body:
             return not self._running.response_started
         return self._running.response_complete
 
-    def _idle(self) -> bool:
+    def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _too_slow(self) -> None:
+    def _on_request_timeout(self) -> None:
         if self._receiving:
             text = f"the request did not arrive within {self.timeout:g} s"
             self.refuse(HTTPStatus.REQUEST_TIMEOUT, text)
@@ -141,26 +151,27 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _reset(self) -> None:
-        """End the connection, and throw away what was not taken, the kernel's part of it too."""
-        now = struct.pack("ii", 1, 0)  # on, for 0 s
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        """Reset the connection and discard unread output, including the kernel's send buffer."""
+        linger = struct.pack("ii", 1, 0)  # on, 0 s
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.transport.abort()
 
-    def _start(self, then: Any, seconds: float | None = None) -> None:
-        self._stop()
-        self._timer = self.loop.call_later(self.timeout if seconds is None else seconds, then)
+    def _start_timer(self, callback: Any, seconds: float | None = None) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(self.timeout if seconds is None else seconds, callback)
 
-    def _stop(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _stop_untaken(self) -> None:
-        if self._untaken is not None:
-            self._untaken.cancel()
-            self._untaken = None
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
 
-def connections(timeout: float, most: int) -> type[Connection]:
-    """Return the kind of connection with these limits, seconds and a number."""
-    return type("LimitedConnection", (Connection,), {"timeout": timeout, "most": most})
+def limited_connection(timeout: float, max_connections: int) -> type[LimitedConnection]:
+    """Return a connection class with these limits (timeout in seconds)."""
+    limits = {"timeout": timeout, "max_connections": max_connections}
+    return type("LimitedConnection", (LimitedConnection,), limits)

@@ -1,4 +1,4 @@
-"""From bundles to what is served: the file that is chosen, what runs it, and what it takes and gives."""
+"""Loading bundles for serving: choose the file, open it, check it against the manifest."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from robust_export.runtimes.classifier import Artifact
 from robust_export.runtimes.registry import open_file
 from robust_export.runtimes.tensorrt.classifier import gpu_mismatch
 from robust_export.serving.settings import Settings
-from robust_export.serving.ui.examples_file import read
+from robust_export.serving.ui.examples_file import read_examples
 
-ENGINE = "tensorrt"  # the runtime that runs a bundle's engines, model.sm89.engine and so on
-PLATFORMS = {"onnxruntime": "onnxruntime_onnx", ENGINE: "tensorrt_plan"}  # Triton's words for them
+TENSORRT = "tensorrt"  # the runtime of engine files (model.sm89.engine)
+PLATFORMS = {"onnxruntime": "onnxruntime_onnx", TENSORRT: "tensorrt_plan"}  # Triton's platform names
 
 
 @dataclass(frozen=True)
-class Model:
-    """A classifier that is ready to answer, and what clients may know of it."""
+class LoadedModel:
+    """An opened classifier and its metadata."""
 
     name: str
     classifier: Artifact
@@ -38,7 +38,7 @@ class Model:
         return len(self.labels)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the command line prints of it."""
+        """Return what the command line prints about the model."""
         classifier = self.classifier
         return {
             "name": self.name, "file": self.file, "runtime": self.runtime, "precision": classifier.precision,
@@ -46,57 +46,60 @@ class Model:
         }  # fmt: skip
 
 
-def load_models(settings: Settings) -> dict[str, Model]:
-    """Return the models to serve by name, each of which has answered once.
+def load_models(settings: Settings) -> dict[str, LoadedModel]:
+    """Load the models by name and run each once.
 
     Raises:
-        BundleError: if a bundle is missing or was altered, or has no file to serve.
-        ArtifactError: if its runtime refuses the file, or the file is not what the manifest says.
-        InvalidValue: if two bundles have one name, or one has a name that no address can hold.
+        BundleError: if a bundle is missing, was altered, or lacks the file to serve.
+        ArtifactError: if the runtime cannot open the file, or the file does not match the manifest.
+        InvalidValue: if two bundles have the same name, or a name cannot be part of a URL.
     """
-    models: dict[str, Model] = {}
-    for place in settings.models:
-        model = load_model(Bundle.open(place), settings)
+    models: dict[str, LoadedModel] = {}
+    for name_or_path in settings.models:
+        model = load_model(Bundle.open(name_or_path), settings)
         if not re.fullmatch(r"[^\s/?#@\\%]+", model.name):
-            raise InvalidValue(f"the bundle {place} is named {model.name!r}, which no address can hold")
+            raise InvalidValue(
+                f"bundle {name_or_path} is named {model.name!r}; expected no spaces and / ? # @ \\ %"
+            )
         if model.name in models:
-            raise InvalidValue(f"two bundles are named {model.name}; a server has one of a name")
+            raise InvalidValue(f"two bundles are named {model.name}; serve them from two servers")
         models[model.name] = model
     return models
 
 
-def load_model(bundle: Bundle, settings: Settings) -> Model:
-    """Open the bundle's file, check it against the manifest, and have it answer once."""
-    file, runtime = choose(bundle, settings.runtime, settings.precision)
-    classifier = open_file(bundle.path / file, runtime, **_options(runtime, settings))
+def load_model(bundle: Bundle, settings: Settings) -> LoadedModel:
+    """Open the bundle's file, check it against the manifest, and run it once."""
+    file, runtime = choose_file(bundle, settings.runtime, settings.precision)
+    path = bundle.path / file
+    classifier = open_file(path, runtime, **_runtime_options(runtime, settings))
     channels, height, width = classifier.input_shape
     labels = bundle.labels
     if classifier.classes != len(labels) or classifier.labels not in (None, labels):
         raise ArtifactError(
-            f"{bundle.path / file} and the bundle's manifest differ on the labels: it has "
-            f"{classifier.classes} classes, the manifest {len(labels)} labels. Export it again with "
-            "`robust-export onnx`."
+            f"{path} has {classifier.classes} classes, the manifest {len(labels)} labels, or their names "
+            "differ; export the file again with `robust-export onnx`"
         )
     if height != width:
-        raise ArtifactError(f"{bundle.path / file} takes images of {height} x {width}; expected square ones")
+        raise ArtifactError(f"{path} takes images of {height} x {width} pixels; expected square images")
     classifier(np.zeros((1, channels, height, width), np.float32))
-    plane = (channels, height, width)
-    return Model(bundle.name, classifier, plane, labels, file, runtime, read(bundle, plane))
+    input_shape = (channels, height, width)
+    examples = read_examples(bundle, input_shape)
+    return LoadedModel(bundle.name, classifier, input_shape, labels, file, runtime, examples)
 
 
-def choose(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
-    """Return the file of the bundle to serve, and the runtime for it.
+def choose_file(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
+    """Return the file of the bundle to serve and the runtime that opens it.
 
-    "auto" takes an engine for the GPU of this machine where the bundle has one, ONNX Runtime otherwise.
+    "auto" takes a TensorRT engine built for this machine's GPU if the bundle has one, else ONNX Runtime.
 
     Raises:
         BundleError: if the bundle has no such file.
     """
-    if runtime in ("auto", ENGINE):
-        engine = _engine(bundle, precision)
+    if runtime in ("auto", TENSORRT):
+        engine = _find_engine(bundle, precision)
         if engine is not None:
-            return engine, ENGINE
-        if runtime == ENGINE:
+            return engine, TENSORRT
+        if runtime == TENSORRT:
             raise BundleError(f"bundle {bundle.path} has no TensorRT engine for this machine's GPU")
         runtime = "onnxruntime"
     file = ONNX_FILES[precision]
@@ -108,22 +111,22 @@ def choose(bundle: Bundle, runtime: str, precision: str) -> tuple[str, str]:
     return file, runtime
 
 
-def _engine(bundle: Bundle, precision: str) -> str | None:
-    """Return the bundle's engine of the precision for the GPU that is here, None where there is none."""
+def _find_engine(bundle: Bundle, precision: str) -> str | None:
+    """Return the bundle's engine of this precision for this machine's GPU, or None."""
     for name in bundle.files("engine"):
         facts = bundle.manifest["files"][name]
         try:
             fits = facts["precision"] == precision and not gpu_mismatch(facts)
-        except ArtifactError:  # nobody can tell whether there is a GPU
+        except ArtifactError:  # without cuda-bindings the GPU is unknown
             fits = False
         if fits:
             return name
     return None
 
 
-def _options(runtime: str, settings: Settings) -> dict[str, Any]:
+def _runtime_options(runtime: str, settings: Settings) -> dict[str, Any]:
     if runtime == "onnxruntime":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = settings.threads or max(1, cores // settings.workers)
         return {"batch_size": settings.max_batch, "threads": threads, "spin": False}
-    return {"batch_size": settings.max_batch} if runtime != ENGINE else {}
+    return {"batch_size": settings.max_batch} if runtime != TENSORRT else {}

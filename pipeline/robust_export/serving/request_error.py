@@ -1,18 +1,18 @@
-"""What a client gets instead of an answer."""
+"""The error that becomes an HTTP or gRPC error response."""
 
 from __future__ import annotations
 
 from robust_export.errors import RobustExportError
 
 
-class Refused(RobustExportError):
-    """A request that is not answered, with the HTTP status that says why.
+class RequestError(RobustExportError):
+    """Failure of one request.
 
     Args:
-        status: 400 to 499 where the request is at fault or there is too much of it, 503 where the server is
-            about to end or too slow, 500 where the model fails.
-        message: what was received and what was expected; clients see it.
-        retry_after: seconds after which the same request may be answered, None where it never will be.
+        status: HTTP status: 4xx if the request is invalid or exceeds a limit, 503 if the server is overloaded
+            or shutting down, 500 if the model fails. gRPC maps it to a status code.
+        message: what was received and what was expected; sent to the client.
+        retry_after: seconds after which the same request may succeed, None if it never will.
     """
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:

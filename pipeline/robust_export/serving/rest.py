@@ -1,4 +1,4 @@
-"""The REST side of the protocol, as an ASGI application."""
+"""The REST side of the Open Inference protocol, the metrics and the web page, as an ASGI application."""
 
 from __future__ import annotations
 
@@ -17,56 +17,59 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from robust_export.runtimes.open_inference import HEADER_LENGTH
 from robust_export.serving.logs import request_id
 from robust_export.serving.openapi import openapi
-from robust_export.serving.request_error import Refused
-from robust_export.serving.rest_body import read_request, write_answer
-from robust_export.serving.service import VERSION, Served, Service, log
+from robust_export.serving.request_error import RequestError
+from robust_export.serving.rest_body import read_request, write_response
+from robust_export.serving.service import VERSION, InferenceService, ServedModel, log
 from robust_export.serving.ui.page import server_page
 
-OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # which no key is needed for; the page asks for it
-ID = "X-Request-Id"
-GUARDS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+PATHS_WITHOUT_KEY = ("/", "/v2/health/live", "/v2/health/ready")  # the page itself asks for the key
+REQUEST_ID = "X-Request-Id"
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
+}  # fmt: skip
 
 
-def application(service: Service) -> Starlette:
-    """Return the application that answers for the service."""
+def application(service: InferenceService) -> Starlette:
+    """Return the ASGI application of a service."""
     handlers: dict[Any, Any] = {
-        Refused: _refused, HTTPException: _http, ClientDisconnect: _gone, Exception: _failed,
+        RequestError: _request_error, HTTPException: _http_exception, ClientDisconnect: _client_disconnect,
+        Exception: _internal_error,
     }  # fmt: skip
-    middleware = [Middleware(_Front, service=service)]
+    middleware = [Middleware(_RequestMiddleware, service=service)]
     app = Starlette(routes=_routes(service), middleware=middleware, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
 
 
-def _routes(service: Service) -> list[Route]:
-    def found(request: Request) -> Served:
-        names = request.path_params
-        return service.find(names["model"], names.get("version", ""))
+def _routes(service: InferenceService) -> list[Route]:
+    def find_model(request: Request) -> ServedModel:
+        path = request.path_params
+        return service.find_model(path["model"], path.get("version", ""))
 
     async def infer(request: Request) -> Response:
-        model = found(request)
+        served = find_model(request)
         service.check_ready()
-        model.check_room()
+        served.check_queue()
         if "content-encoding" in request.headers:
-            raise Refused(415, "the body has a Content-Encoding; expected none")
-        with service.holding() as count:
-            body = await _body(request, count, service.settings.body_bytes)
-            query = read_request(body, request.headers.get(HEADER_LENGTH))
+            raise RequestError(415, "the body has a Content-Encoding; expected none")
+        with service.body_buffer() as add:
+            body = await _read_body(request, add, service.settings.max_body_bytes)
+            inference = read_request(body, request.headers.get(HEADER_LENGTH))
             del body
-            request.scope["facts"]["inputs"] = [str(tensor) for tensor in query.inputs]
-            outputs = await model.infer(query)
-        content, headers = write_answer(model.model.name, VERSION, query.id, outputs)
+            request.scope["facts"]["inputs"] = [str(tensor) for tensor in inference.inputs]
+            outputs = await served.infer(inference)
+        content, headers = write_response(served.model.name, VERSION, inference.id, outputs)
         return Response(content, headers=headers)
 
-    async def metadata(request: Request) -> Response:
-        return JSONResponse(found(request).metadata())
+    async def model_metadata(request: Request) -> Response:
+        return JSONResponse(find_model(request).metadata())
 
     async def model_ready(request: Request) -> Response:
-        model = found(request)
+        served = find_model(request)
         service.check_ready()
-        return JSONResponse({"name": model.model.name, "ready": True})
+        return JSONResponse({"name": served.model.name, "ready": True})
 
-    async def server(_: Request) -> Response:
+    async def server_metadata(_: Request) -> Response:
         return JSONResponse(service.metadata())
 
     async def live(_: Request) -> Response:
@@ -80,18 +83,22 @@ def _routes(service: Service) -> list[Route]:
         return JSONResponse({"models": list(service.models)})
 
     async def page(_: Request) -> Response:
-        shown = server_page()
-        return HTMLResponse(shown.html, headers={**GUARDS, "Content-Security-Policy": shown.policy})
+        content = server_page()
+        return HTMLResponse(
+            content.html, headers={**SECURITY_HEADERS, "Content-Security-Policy": content.policy}
+        )
 
     async def examples(request: Request) -> Response:
-        model = found(request).model
+        model = find_model(request).model
         if model.examples is None:
-            raise Refused(404, f"{model.name} has no attacks to show; `robust-export page` makes them")
-        return Response(model.examples, headers=GUARDS, media_type="application/json")
+            raise RequestError(
+                404, f"{model.name} has no adversarial examples to show; make some with `robust-export page`"
+            )
+        return Response(model.examples, headers=SECURITY_HEADERS, media_type="application/json")
 
     async def metrics(_: Request) -> Response:
-        content, kind = service.metrics.exposition()
-        return Response(content, headers={"Content-Type": kind})
+        content, content_type = service.metrics.exposition()
+        return Response(content, headers={"Content-Type": content_type})
 
     async def description(_: Request) -> Response:
         return JSONResponse(openapi(list(service.models.values())))
@@ -100,99 +107,99 @@ def _routes(service: Service) -> list[Route]:
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         routes += [
             Route(f"{path}/infer", infer, methods=["POST"]),
-            Route(path, metadata, methods=["GET"]),
+            Route(path, model_metadata, methods=["GET"]),
             Route(f"{path}/ready", model_ready, methods=["GET"]),
         ]
-    plain: dict[str, Callable[[Request], Any]] = {
-        "/v2": server, "/v2/health/live": live, "/v2/health/ready": ready, "/v2/models": models,
+    endpoints: dict[str, Callable[[Request], Any]] = {
+        "/v2": server_metadata, "/v2/health/live": live, "/v2/health/ready": ready, "/v2/models": models,
         "/metrics": metrics, "/openapi.json": description, "/": page,
     }  # fmt: skip
-    return routes + [Route(path, endpoint, methods=["GET"]) for path, endpoint in plain.items()]
+    return routes + [Route(path, endpoint, methods=["GET"]) for path, endpoint in endpoints.items()]
 
 
-async def _body(request: Request, count: Callable[[int], None], limit: int) -> bytearray:
-    """Return a request's body, which is refused as soon as it is known to be too large."""
+async def _read_body(request: Request, add: Callable[[int], None], max_bytes: int) -> bytearray:
+    """Return the body; a Content-Length beyond the limit is an error before anything is read."""
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and (len(length) > 19 or int(length) > limit):
-        count(limit + 1)
+    if length.isdecimal() and (len(length) > 19 or int(length) > max_bytes):
+        add(max_bytes + 1)
     body = bytearray()
     async for chunk in request.stream():
-        count(len(chunk))
+        add(len(chunk))
         body += chunk
     return body
 
 
-class _Front:
-    """What every request passes: its id, the key, the log and the counts."""
+class _RequestMiddleware:
+    """Checks the API key, adds the request id to the response, logs and counts every request."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: InferenceService) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        started, request = time.perf_counter(), Request(scope)
-        identity = request_id(request.headers.get(ID))
+        start, request = time.perf_counter(), Request(scope)
+        identifier = request_id(request.headers.get(REQUEST_ID))
         scope["facts"] = {}
-        noted = False
+        recorded = False
 
-        def note(status: int) -> None:
-            nonlocal noted
-            if not noted:
-                self._note(scope, identity, status, time.perf_counter() - started)
-            noted = True
+        def record(status: int) -> None:
+            nonlocal recorded
+            if not recorded:
+                self._record(scope, identifier, status, time.perf_counter() - start)
+            recorded = True
 
-        async def answer(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"].append((b"x-request-id", identity.encode()))
-                note(message["status"])  # so that it is counted when the client has its answer
+                message["headers"].append((b"x-request-id", identifier.encode()))
+                record(message["status"])  # before the client can see the response
             await send(message)
 
         try:
-            if scope["path"] not in OPEN:
-                self._service.admit(request.headers.get("authorization", ""))
-            await self._app(scope, receive, answer)
-        except Refused as refused:  # by the key; what is refused later is answered inside
-            await _refused(request, refused)(scope, receive, answer)
+            if scope["path"] not in PATHS_WITHOUT_KEY:
+                self._service.check_api_key(request.headers.get("authorization", ""))
+            await self._app(scope, receive, send_with_id)
+        except RequestError as error:  # from check_api_key; the application handles its own
+            await _request_error(request, error)(scope, receive, send_with_id)
         finally:
-            note(500)
+            record(500)
 
-    def _note(self, scope: Scope, identity: str, status: int, seconds: float) -> None:
-        name = str(scope.get("path_params", {}).get("model", ""))
-        name = name if name in self._service.models else ""
-        self._service.metrics.answered("rest", name, status, seconds)
+    def _record(self, scope: Scope, id: str, status: int, seconds: float) -> None:
+        model = str(scope.get("path_params", {}).get("model", ""))
+        model = model if model in self._service.models else ""
+        self._service.metrics.count_request("rest", model, status, seconds)
         facts = {
-            "id": identity, "protocol": "rest", "method": scope["method"], "path": scope["path"][:200],
+            "id": id, "protocol": "rest", "method": scope["method"], "path": scope["path"][:200],
             "status": status, "milliseconds": round(seconds * 1000, 3), **scope["facts"],
         }  # fmt: skip
         log.info("request", extra={"facts": facts})
 
 
-def _refused(request: Request, refused: Exception) -> Response:
-    assert isinstance(refused, Refused)
-    headers = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
-    if refused.status == 401:
+def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    text = str(refused)
+    text = str(error)
     request.scope["facts"]["error"] = text
-    return JSONResponse({"error": text}, refused.status, headers)
+    return JSONResponse({"error": text}, error.status, headers)
 
 
-async def _http(request: Request, error: Exception) -> Response:
-    """Answer what there is no route for, or another method."""
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """Answer a path without a route, or a method that the route does not have."""
     assert isinstance(error, HTTPException)
-    what = {404: "there is nothing at this address", 405: "this method is not for this address"}
-    text = what.get(error.status_code, error.detail)
+    texts = {404: "no such path", 405: "this path does not have this method"}
+    text = texts.get(error.status_code, error.detail)
     request.scope["facts"]["error"] = text
     return JSONResponse({"error": text}, error.status_code, dict(error.headers or {}))
 
 
-async def _gone(request: Request, _: Exception) -> Response:
-    """Answer nobody, since the client is gone."""
-    request.scope["facts"]["error"] = "the client went away"
-    return JSONResponse({"error": "the client went away"}, 400)
+async def _client_disconnect(request: Request, _: Exception) -> Response:
+    """Return the response of a request whose client closed the connection; it is logged, never received."""
+    request.scope["facts"]["error"] = "the client closed the connection"
+    return JSONResponse({"error": "the client closed the connection"}, 400)
 
 
-async def _failed(_: Request, __: Exception) -> Response:
-    """Answer a fault of ours, without what it says; the log has it."""
-    return JSONResponse({"error": "the server failed; its log says why"}, 500)
+async def _internal_error(_: Request, __: Exception) -> Response:
+    """Answer an unexpected exception without its text, which may hold internals; the log has it."""
+    return JSONResponse({"error": "internal server error; see the server's log"}, 500)

@@ -1,4 +1,4 @@
-"""The life of one process that serves: it loads, listens, and ends when all that it accepted is answered."""
+"""One server process: load the models, listen, and shut down once all accepted requests are answered."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import grpc.aio
 import uvicorn
 
 from robust_export.errors import InvalidValue, reason
-from robust_export.serving.connection_limits import connections
-from robust_export.serving.logs import set_up
+from robust_export.serving import grpc_service
+from robust_export.serving.connection_limits import limited_connection
+from robust_export.serving.logs import configure_logging
 from robust_export.serving.metrics import Metrics
-from robust_export.serving.model_loading import Model, load_models
+from robust_export.serving.model_loading import LoadedModel, load_models
 from robust_export.serving.rest import application
-from robust_export.serving.service import Service, log
+from robust_export.serving.service import InferenceService, log
 from robust_export.serving.settings import OnReady, Settings
-from robust_export.serving.sockets import allow_files, shown
+from robust_export.serving.sockets import host_and_port, raise_open_files_limit
 
-SPARE_FILES = 256  # open beside connections of REST and as many of gRPC
+EXTRA_FILES = 256  # open files besides the connections of REST and as many of gRPC
 
 
-class _Rest(uvicorn.Server):
-    """uvicorn, whose signals are handled here, and which says when it listens."""
+class _RestServer(uvicorn.Server):
+    """uvicorn with an event that is set when it listens, and without its own signal handlers."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -45,68 +46,72 @@ def run(
     settings: Settings, listener: socket.socket, grpc_address: tuple[str, int], on_ready: OnReady,
     parent: int | None = None,
 ) -> None:  # fmt: skip
-    """Serve until SIGTERM or Ctrl-C; a second Ctrl-C does not wait for what is unanswered.
+    """Serve until SIGTERM or Ctrl-C; a second Ctrl-C drops unanswered requests.
 
     Args:
         listener: for REST.
         grpc_address: host and port.
-        parent: in a worker, a file descriptor that ends when its supervisor does; the worker then ends too.
+        parent: in a worker, a file descriptor that becomes readable when the supervisor ends; the worker then
+            shuts down.
 
     Raises:
-        RobustExportError: if a model cannot be loaded, or it cannot listen.
+        RobustExportError: if a model cannot be loaded, or the process cannot listen.
     """
-    set_up(settings.log_level)
-    wanted = 2 * settings.connections + SPARE_FILES
-    if (allowed := allow_files(wanted)) < wanted:
+    configure_logging(settings.log_level)
+    needed = 2 * settings.connections + EXTRA_FILES
+    if (allowed := raise_open_files_limit(needed)) < needed:
         log.warning(
-            f"the system allows {allowed} open files; for {settings.connections} connections of REST, "
-            f"and those of gRPC, expected {wanted}: raise the hard limit (ulimit -Hn)"
+            f"the system allows {allowed} open files; {settings.connections} REST connections and as many of "
+            f"gRPC need {needed}: raise the hard limit (ulimit -Hn)"
         )
     models = load_models(settings)
     asyncio.run(_serve(settings, models, listener, grpc_address, on_ready, parent))
 
 
 async def _serve(
-    settings: Settings, models: Mapping[str, Model], listener: socket.socket, grpc_address: tuple[str, int],
-    on_ready: OnReady, parent: int | None,
+    settings: Settings, models: Mapping[str, LoadedModel], listener: socket.socket,
+    grpc_address: tuple[str, int], on_ready: OnReady, parent: int | None,
 ) -> None:  # fmt: skip
-    service = Service(models, settings, Metrics())
-    rest = _Rest(_config(settings, service))
-    stop, hurry = _stopping(parent)
+    service = InferenceService(models, settings, Metrics())
+    rest_server = _RestServer(_uvicorn_config(settings, service))
+    stop, stop_now = _stop_events(parent)
     scheme = "https" if settings.tls else "http"
     facts: dict[str, Any] = {
         "models": [model.facts() for model in models.values()],
-        "rest": f"{scheme}://{shown(listener.getsockname()[:2])}", "grpc": None,
+        "rest": f"{scheme}://{host_and_port(listener.getsockname()[:2])}", "grpc": None,
     }  # fmt: skip
-    calls = None
+    grpc_server = None
     if settings.grpc:
-        calls, port = await grpc_service.start(service, shown(grpc_address), shared=parent is not None)
-        facts["grpc"] = shown((grpc_address[0], port))
-    serving = asyncio.create_task(rest.serve([listener]))
-    await rest.listening.wait()
+        address = host_and_port(grpc_address)
+        grpc_server, port = await grpc_service.start(service, address, shared=parent is not None)
+        facts["grpc"] = host_and_port((grpc_address[0], port))
+    rest_task = asyncio.create_task(rest_server.serve([listener]))
+    await rest_server.listening.wait()
     on_ready(facts)
     await stop.wait()
-    log.info("ending", extra={"facts": {"held_bytes": service.held}})
-    service.ending = rest.should_exit = True
-    hurried = asyncio.create_task(_hurried(hurry, rest, calls))
-    if calls is not None:
-        await calls.stop(settings.timeout)
-    await serving
-    hurried.cancel()
+    log.info("shutting down", extra={"facts": {"buffered_bytes": service.buffered_bytes}})
+    service.shutting_down = rest_server.should_exit = True
+    forced = asyncio.create_task(_force_exit(stop_now, rest_server, grpc_server))
+    if grpc_server is not None:
+        await grpc_server.stop(settings.timeout)
+    await rest_task
+    forced.cancel()
     await service.close()
 
 
-async def _hurried(hurry: asyncio.Event, rest: _Rest, calls: grpc.aio.Server | None) -> None:
-    """Once asked to, wait for nothing that is unanswered."""
-    await hurry.wait()
-    rest.force_exit = True
-    if calls is not None:
-        await calls.stop(None)
+async def _force_exit(
+    stop_now: asyncio.Event, rest_server: _RestServer, grpc_server: grpc.aio.Server | None
+) -> None:
+    """Drop all unanswered requests once `stop_now` is set."""
+    await stop_now.wait()
+    rest_server.force_exit = True
+    if grpc_server is not None:
+        await grpc_server.stop(None)
 
 
-def _config(settings: Settings, service: Service) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, service: InferenceService) -> uvicorn.Config:
     config = uvicorn.Config(
-        application(service), http=connections(settings.timeout, settings.connections), ws="none",
+        application(service), http=limited_connection(settings.timeout, settings.connections), ws="none",
         lifespan="off", log_config=None, access_log=False, proxy_headers=False, server_header=False,
         timeout_graceful_shutdown=round(settings.timeout) + 1, backlog=1024,
         ssl_certfile=settings.tls_cert or None, ssl_keyfile=settings.tls_key or None,
@@ -114,27 +119,28 @@ def _config(settings: Settings, service: Service) -> uvicorn.Config:
     try:
         config.load()
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        pair = f"{settings.tls_cert} and {settings.tls_key}"
-        raise InvalidValue(f"{pair} are no certificate and its key: {reason(error)}") from error
+        raise InvalidValue(
+            f"{settings.tls_cert} and {settings.tls_key} are not a certificate and its key: {reason(error)}"
+        ) from error
     return config
 
 
-def _stopping(parent: int | None) -> tuple[asyncio.Event, asyncio.Event]:
-    """Return what is set when the process is asked to end, and what when it is asked not to wait."""
-    stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+def _stop_events(parent: int | None) -> tuple[asyncio.Event, asyncio.Event]:
+    """Return two events: set when the process must shut down, and when it must not wait for requests."""
+    stop, stop_now, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
-    def interrupted() -> None:
+    def on_interrupt() -> None:
         if stop.is_set():
-            hurry.set()
+            stop_now.set()
         stop.set()
 
-    def orphaned(descriptor: int) -> None:
+    def on_supervisor_end(descriptor: int) -> None:
         loop.remove_reader(descriptor)
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     if parent is None:
-        loop.add_signal_handler(signal.SIGINT, interrupted)
+        loop.add_signal_handler(signal.SIGINT, on_interrupt)
     else:
-        loop.add_reader(parent, orphaned, parent)
-    return stop, hurry
+        loop.add_reader(parent, on_supervisor_end, parent)
+    return stop, stop_now

@@ -1,4 +1,4 @@
-"""Where the server listens."""
+"""Listening sockets, addresses, and the limit on open files."""
 
 from __future__ import annotations
 
@@ -9,60 +9,65 @@ from robust_export.errors import InvalidValue, RobustExportError
 
 
 def listen(host: str, port: int, option: str) -> socket.socket:
-    """Return a socket that is bound to host:port, for REST; port 0 takes a free one.
+    """Return a listening TCP socket; port 0 takes a free one.
 
     Args:
-        option: what the port was given with, for the message.
+        option: command-line option of the port, for the error message.
 
     Raises:
-        InvalidValue: if there is no such host.
-        RobustExportError: if the port is taken, or may not be had.
+        InvalidValue: if the host cannot be resolved.
+        RobustExportError: if the port is in use or not permitted.
     """
     family, address = resolve(host, port)
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(1024)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
     except OSError as error:
-        bound.close()
+        listener.close()
         raise RobustExportError(
-            f"{host}:{port} cannot be listened on: {error.strerror}; choose another {option}"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another {option}"
         ) from error
-    return bound
+    return listener
 
 
-def reserve(host: str, port: int, option: str) -> socket.socket:
-    """Return a socket that holds host:port while several processes of ours listen there (SO_REUSEPORT).
+def reserve_port(host: str, port: int, option: str) -> socket.socket:
+    """Return a bound socket that keeps the port for worker processes, which share it by SO_REUSEPORT.
 
-    It takes no connection itself. Whoever else listens there already is noticed first.
+    It accepts no connections itself. A process of another program on the port is an error, as in `listen`.
     """
-    with listen(host, port, option) as first:
-        port = first.getsockname()[1]
+    with listen(host, port, option) as probe:
+        port = probe.getsockname()[1]
     family, address = resolve(host, port)
-    held = socket.socket(family, socket.SOCK_STREAM)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind(address)
-    return held
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind(address)
+    return reserved
 
 
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Return the family and the address of a host."""
+    """Return the address family and the numeric address of a host.
+
+    Raises:
+        InvalidValue: if there is no such host.
+    """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        results = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise InvalidValue(f"--host is {host!r}, which is no address: {error}") from error
-    return found[0], (str(found[4][0]), port)
+        raise InvalidValue(f"--host {host!r} cannot be resolved: {error}") from error
+    family, _, _, _, address = results[0]
+    return family, (str(address[0]), port)
 
 
-def allow_files(count: int) -> int:
-    """Raise the number of files, sockets among them, that this process may have open; return what it is.
+def raise_open_files_limit(count: int) -> int:
+    """Raise this process's limit on open files (sockets included) to `count`; return the limit reached.
 
-    Many systems start processes with 1024, and let them have more.
+    Many systems start processes with a soft limit of 1024 and a much higher hard limit.
     """
     try:
         import resource
-    except ImportError:  # not POSIX, where there is no such limit
+    except ImportError:  # not POSIX: no such limit
         return count
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:
@@ -71,10 +76,10 @@ def allow_files(count: int) -> int:
     return count if soft == resource.RLIM_INFINITY else soft
 
 
-def shown(address: tuple[str, int]) -> str:
-    """Return an address as URLs have it.
+def host_and_port(address: tuple[str, int]) -> str:
+    """Return an address as in a URL.
 
-    >>> shown(("127.0.0.1", 80)), shown(("::1", 80))
+    >>> host_and_port(("127.0.0.1", 80)), host_and_port(("::1", 80))
     ('127.0.0.1:80', '[::1]:80')
     """
     host, port = address
@@ -82,7 +87,7 @@ def shown(address: tuple[str, int]) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Return whether only this machine reaches the host."""
+    """Return whether a host is a loopback address."""
     with suppress(InvalidValue):
         address = resolve(host, 0)[1][0]
         return address == "::1" or address.startswith("127.")

@@ -64,8 +64,8 @@ def page(
     """
     from robust_export.bundle import Bundle
     from robust_export.serving.ui.examples_file import NAME
-    from robust_export.serving.ui.ort_web import find
-    from robust_export.serving.ui.static_copy import check, write_copy
+    from robust_export.serving.ui.ort_web import find_runtime
+    from robust_export.serving.ui.static_copy import check_bundle, write_copy
 
     if ort_web is not None and out is None:
         raise InvalidValue("--ort-web is used by --out only: give --out as well, or leave it out")
@@ -75,8 +75,8 @@ def page(
     with interruptible("interrupted; the examples in the bundle are unchanged"):
         runtime = None
         if out is not None:
-            check(bundle)
-            runtime = find(ort_web, console.print_status)
+            check_bundle(bundle)
+            runtime = find_runtime(ort_web, console.print_status)
         if out is None or options or threat or NAME not in bundle.manifest["files"]:
             _attack(bundle, options, threat, console, data_dir=data_dir, device=device)
         if out is not None and runtime is not None:
@@ -92,10 +92,10 @@ def _attack(
 
     from robust_export.recipe.recipe_file import dataclass_from_table
     from robust_export.recipe.schema import Threat
-    from robust_export.serving.ui.make_examples import Wanted, make_examples
+    from robust_export.serving.ui.make_examples import AttackOptions, make_examples
 
     threat_model = dataclass_from_table(Threat, asdict(bundle.threat) | threat, "threat")
-    wanted = dataclass_from_table(Wanted, options, "page options")
+    wanted = dataclass_from_table(AttackOptions, options, "page options")
     make_examples(bundle, wanted, threat_model, say=console.print_status, **settings)
 
 
@@ -103,11 +103,11 @@ def _print_result(bundle: Bundle, out: Path | None, runtime: str, console: Conso
     """Print how many images are correctly classified at each radius, and the files written."""
     from rich.table import Table
 
-    from robust_export.serving.ui.examples_file import NAME, held
+    from robust_export.serving.ui.examples_file import NAME, robust_counts
     from robust_export.serving.ui.static_copy import PAGE
 
     examples = json.loads(bundle.file(NAME).read_bytes())
-    counts, images = held(examples), len(examples["images"])
+    counts, images = robust_counts(examples), len(examples["images"])
     table = Table(
         f"{examples['threat']['norm']} eps", f"correctly classified, of {images}", title_justify="left"
     )

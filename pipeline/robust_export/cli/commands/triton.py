@@ -91,7 +91,7 @@ def triton(
     """
     from robust_export.bundle import Bundle
     from robust_export.recipe.recipe_file import dataclass_from_table
-    from robust_export.serving.triton.artifact_choice import choose
+    from robust_export.serving.triton.artifact_choice import choose_artifact
     from robust_export.serving.triton.repository import write_repository
     from robust_export.serving.triton.settings import TritonSettings
 
@@ -104,17 +104,17 @@ def triton(
     if compute_capability:
         capability = ".".join(map(str, parse_compute_capability(compute_capability)))
     bundle = Bundle.open(model)
-    chosen = choose(bundle, runtime, precision=precision, engine=engine, capability=capability)  # type: ignore[arg-type]
+    chosen = choose_artifact(bundle, runtime, precision=precision, engine=engine, capability=capability)  # type: ignore[arg-type]
     written = write_repository(bundle, chosen, settings, out)
     largest = written.config["max_batch_size"]
     console.print_status(f"wrote {written.folder}: {chosen.file}, batches of up to {largest} images")
-    verdict = written.facts["robust_export.verdict"]
+    verdict = written.parameters["robust_export.verdict"]
     if verdict != "pass":
         result = "has not been verified" if verdict == "none" else f"was verified: {verdict}"
         advice = f"robust-export verify --model {bundle.path} --artifact {bundle.path / chosen.file}"
         console.print_status(f"{chosen.file} {result}; {advice}")
     if as_json:
-        facts = {key.removeprefix("robust_export."): text for key, text in written.facts.items()}
+        facts = {key.removeprefix("robust_export."): text for key, text in written.parameters.items()}
         console.print_result({"folder": str(written.folder), "command": written.command, "facts": facts})
     else:
         click.echo(shlex.join(written.command))

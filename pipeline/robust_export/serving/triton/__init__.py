@@ -1,1 +1,1 @@
-"""What other servers take: a model repository for Triton."""
+"""Model repositories for Triton Inference Server."""

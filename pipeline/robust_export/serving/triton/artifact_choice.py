@@ -1,4 +1,4 @@
-"""Which file of a bundle Triton is to run."""
+"""Choice of the bundle's file that Triton serves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from robust_export.bundle import Bundle
 from robust_export.errors import BundleError
 
 Runtime = Literal["tensorrt", "onnx"]
-MODEL_FILES: dict[Runtime, str] = {"tensorrt": "model.plan", "onnx": "model.onnx"}  # Triton's names for them
+MODEL_FILES: dict[Runtime, str] = {"tensorrt": "model.plan", "onnx": "model.onnx"}  # names in the repository
 USE_ONNX = "or serve the ONNX file: --runtime onnx"
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A file of a bundle, and what its manifest says of it."""
+class TritonArtifact:
+    """An engine or ONNX file of a bundle, with its entry in the manifest."""
 
     file: str
     runtime: Runtime
@@ -28,37 +28,37 @@ class Chosen:
 
     @property
     def profile(self) -> tuple[int, int, int]:
-        """Return the least, best and largest number of images that an engine takes."""
+        """Smallest, best and largest batch of an engine."""
         profile = self.facts["profile"]
         return int(profile["min"]), int(profile["opt"]), int(profile["max"])
 
     @property
     def needs_plugin(self) -> bool:
-        """Return whether the server must load libsparta_trt.so before it loads the file."""
+        """Whether the server must load libsparta_trt.so before the file."""
         return self.runtime == "tensorrt" and bool(self.facts.get("plugin_library"))
 
 
-def choose(
+def choose_artifact(
     bundle: Bundle, runtime: Runtime = "tensorrt", *, precision: str = "fp32", engine: str | None = None,
     capability: str | None = None,
-) -> Chosen:  # fmt: skip
-    """Return the file of a bundle that Triton is to run.
+) -> TritonArtifact:  # fmt: skip
+    """Return the bundle's file that Triton serves.
 
     Args:
-        engine: the engine by name; otherwise the only one of the precision, and of the compute capability
-            ("8.9") where one is given.
+        engine: file name of the engine; by default the only one of this precision and compute capability.
+        capability: compute capability such as "8.9"; None for any.
 
     Raises:
-        BundleError: if the bundle has none, or several, or none that Triton runs.
+        BundleError: if no file fits, several engines do, or Triton cannot run the engine.
     """
     if runtime == "onnx":
-        return _onnx(bundle, precision)
+        return _onnx_file(bundle, precision)
     engines = {name: bundle.manifest["files"][name] for name in bundle.files("engine")}
     if engine is not None:
         if engine not in engines:
-            have = f"it has {', '.join(engines)}" if engines else "it has none"
-            raise BundleError(f"bundle {bundle.path} has no engine {engine}; {have}")
-        return _usable(bundle, engine, engines[engine])
+            others = f"it has {', '.join(engines)}" if engines else "it has none"
+            raise BundleError(f"bundle {bundle.path} has no engine {engine}; {others}")
+        return _check_engine(bundle, engine, engines[engine])
     fitting = {
         name: facts for name, facts in engines.items()
         if facts["precision"] == precision and capability in (None, facts["compute_capability"])
@@ -70,38 +70,38 @@ def choose(
             "--engine FILE or --compute-capability M.N"
         )
     if usable:
-        return _usable(bundle, usable[0], fitting[usable[0]])
+        return _check_engine(bundle, usable[0], fitting[usable[0]])
     if fitting:
-        return _usable(bundle, *next(iter(fitting.items())))
-    which = f" for compute capability {capability}" if capability else ""
+        return _check_engine(bundle, *next(iter(fitting.items())))
+    suffix = f" for compute capability {capability}" if capability else ""
     raise BundleError(
-        f"bundle {bundle.path} has no engine in {precision}{which}; build it on the GPU's machine with "
+        f"bundle {bundle.path} has no engine in {precision}{suffix}; build it on the GPU's machine with "
         f"`robust-export tensorrt --model {bundle.path} --precision {precision}`, {USE_ONNX}"
     )
 
 
-def _usable(bundle: Bundle, name: str, facts: Mapping[str, Any]) -> Chosen:
-    """Return an engine that Triton can run and that takes a single image."""
+def _check_engine(bundle: Bundle, name: str, facts: Mapping[str, Any]) -> TritonArtifact:
+    """Return an engine; raise BundleError if Triton cannot run it or it does not take a single image."""
     if facts["flavor"] != "tensorrt":
         raise BundleError(
             f"{bundle.path / name} is an engine of TensorRT for RTX, which Triton has no backend for; build "
-            "one of TensorRT with `robust-export tensorrt --flavor tensorrt` on the GPU's machine, "
+            "one with `robust-export tensorrt --flavor tensorrt` on the GPU's machine, "
             f"{USE_ONNX}"
         )
-    chosen = Chosen(name, "tensorrt", facts)
-    if chosen.profile[0] > 1:
+    artifact = TritonArtifact(name, "tensorrt", facts)
+    if artifact.profile[0] > 1:
         raise BundleError(
-            f"{bundle.path / name} takes {chosen.profile[0]} images or more, and a server must answer a "
-            f"single one; build it with `robust-export tensorrt --batch 1,...`, {USE_ONNX}"
+            f"{bundle.path / name} takes batches of at least {artifact.profile[0]} images, but requests may "
+            f"have one; build it with `robust-export tensorrt --batch 1,...`, {USE_ONNX}"
         )
-    return chosen
+    return artifact
 
 
-def _onnx(bundle: Bundle, precision: str) -> Chosen:
+def _onnx_file(bundle: Bundle, precision: str) -> TritonArtifact:
     for name in bundle.files("onnx"):
-        chosen = Chosen(name, "onnx", bundle.manifest["files"][name])
-        if chosen.precision == precision:
-            return chosen
+        artifact = TritonArtifact(name, "onnx", bundle.manifest["files"][name])
+        if artifact.precision == precision:
+            return artifact
     raise BundleError(
         f"bundle {bundle.path} has no ONNX file in {precision}; write it with "
         f"`robust-export onnx --model {bundle.path} --precision {precision}`"

@@ -1,60 +1,68 @@
-"""How Triton is to be started for a model, as flags and as a page beside it."""
+"""The tritonserver command line for a model, and the README beside the model."""
 
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from collections.abc import Mapping
 
 from robust_export.bundle import Bundle
-from robust_export.serving.triton.artifact_choice import Chosen
+from robust_export.serving.triton.artifact_choice import TritonArtifact
+from robust_export.serving.triton.model_config import PARAMETER_PREFIX
 from robust_export.serving.triton.settings import TritonSettings
 
 
-def server_command(name: str, chosen: Chosen, settings: TritonSettings) -> list[str]:
-    """Return the words of the command that serves the model and nothing else."""
+def server_command(name: str, artifact: TritonArtifact, settings: TritonSettings) -> list[str]:
+    """Return the command that serves this model only."""
     words = [
         "tritonserver", f"--model-repository={settings.models}", "--model-control-mode=explicit",
         f"--load-model={name}", "--disable-auto-complete-config",
     ]  # fmt: skip
-    if chosen.needs_plugin:
+    if artifact.needs_plugin:
         words.append(f"--backend-config=tensorrt,plugins={settings.plugin}")
-    if chosen.facts.get("options", {}).get("version_compatible"):
+    if artifact.facts.get("options", {}).get("version_compatible"):
         words.append("--backend-config=tensorrt,version-compatible=true")
     return words
 
 
-def needs(chosen: Chosen, settings: TritonSettings) -> list[str]:
-    """Return what the server must have, a sentence each."""
-    facts, found = chosen.facts, []
-    if chosen.runtime == "tensorrt":
+def server_requirements(artifact: TritonArtifact, settings: TritonSettings) -> list[str]:
+    """Return what the server must have, one sentence each."""
+    facts, sentences = artifact.facts, []
+    if artifact.runtime == "tensorrt":
         compatible = facts["options"].get("hardware_compatible")
         gpu = f"{facts['compute_capability']}{f' (hardware-compatible: {compatible})' if compatible else ''}"
         later = " or later" if facts["options"].get("version_compatible") else ""
-        found.append(f"TensorRT {facts['tensorrt']}{later} and a GPU of compute capability {gpu}.")
-    if chosen.needs_plugin:
-        found.append(
-            f"{settings.plugin}, built against the server's TensorRT (the image `serve` has it). "
+        sentences.append(f"TensorRT {facts['tensorrt']}{later} and a GPU of compute capability {gpu}.")
+    if artifact.needs_plugin:
+        sentences.append(
+            f"{settings.plugin}, built against the server's TensorRT (included in the image `serve`). "
             f"The engine was built with the library of SHA-256 {facts['plugin_library']}. "
-            "LD_PRELOAD alone registers nothing: TensorRT is not there yet when it is opened."
+            "Load it with --backend-config as above: LD_PRELOAD opens it before TensorRT and registers "
+            "nothing."
         )
-    elif chosen.runtime == "tensorrt":
-        found.append("No plugin: Sparta is in the engine.")
+    elif artifact.runtime == "tensorrt":
+        sentences.append("No plugin: the engine contains the Sparta kernel.")
     elif settings.op_library:
-        found.append(f"{settings.op_library}, for an ONNX Runtime of API 18 (1.18) or later.")
+        sentences.append(f"{settings.op_library}, and ONNX Runtime 1.18 (API 18) or later.")
     else:
-        found.append("No library: the file's own function body runs. --op-library names the fused kernel.")
-    return found
+        sentences.append(
+            "No library: ONNX Runtime runs Sparta's function body. --op-library enables the fused kernel."
+        )
+    return sentences
 
 
-def page(bundle: Bundle, chosen: Chosen, settings: TritonSettings, facts: dict[str, Any]) -> str:
-    """Return the README of a model in a repository."""
-    command = " \\\n      ".join(shlex.quote(word) for word in server_command(bundle.name, chosen, settings))
-    known = "\n".join(
-        f"| {key.removeprefix('robust_export.').replace('_', ' ')} | {text} |" for key, text in facts.items()
+def readme(
+    bundle: Bundle, artifact: TritonArtifact, settings: TritonSettings, parameters: Mapping[str, str]
+) -> str:
+    """Return the README of the model's folder, in Markdown."""
+    command = server_command(bundle.name, artifact, settings)
+    quoted = " \\\n      ".join(shlex.quote(word) for word in command)
+    rows = "\n".join(
+        f"| {key.removeprefix(PARAMETER_PREFIX).replace('_', ' ')} | {text} |"
+        for key, text in parameters.items()
     )
-    must = "\n".join(f"- {sentence}" for sentence in needs(chosen, settings))
+    sentences = "\n".join(f"- {sentence}" for sentence in server_requirements(artifact, settings))
     return (
-        f"# {bundle.name}\n\nWritten by `robust-export triton`. Pixels in [0, 1] go in, logits come out; "
-        f"Triton's classification extension names the labels.\n\n    {command}\n\n"
-        f"The server needs:\n\n{must}\n\n| | |\n|---|---|\n{known}\n"
+        f"# {bundle.name}\n\nWritten by `robust-export triton`. Input: pixels in [0, 1]. Output: logits; "
+        f"Triton's classification extension adds the labels.\n\n    {quoted}\n\n"
+        f"The server needs:\n\n{sentences}\n\n| | |\n|---|---|\n{rows}\n"
     )

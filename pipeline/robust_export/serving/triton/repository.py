@@ -1,4 +1,4 @@
-"""Writes a model repository for Triton: one folder a model, whole or not there."""
+"""Writing a model into a Triton model repository, atomically."""
 
 from __future__ import annotations
 
@@ -11,72 +11,74 @@ from typing import Any
 
 from robust_export.bundle import Bundle
 from robust_export.errors import BundleError, InvalidValue, RobustExportError
-from robust_export.serving.triton.artifact_choice import MODEL_FILES, Chosen
-from robust_export.serving.triton.launch import page, server_command
-from robust_export.serving.triton.model_config import LABELS, facts, model_config
+from robust_export.serving.triton.artifact_choice import MODEL_FILES, TritonArtifact
+from robust_export.serving.triton.launch import readme, server_command
+from robust_export.serving.triton.model_config import LABELS, config_text, model_config, model_parameters
 from robust_export.serving.triton.settings import TritonSettings
-from robust_export.serving.triton.text_format import to_text
 from robust_export.utils.files import replace_folder, write_atomically
 
 VERSION = "1"
 
 
 @dataclass(frozen=True)
-class Written:
-    """A model in a repository, and how to serve it."""
+class RepositoryModel:
+    """A model that was written into a repository."""
 
     folder: Path  # <repository>/<name>
-    command: list[str]  # of the server
-    config: dict[str, Any]  # what config.pbtxt says
-    facts: dict[str, str]  # its parameters
+    command: list[str]  # starts the server
+    config: dict[str, Any]  # the ModelConfig in config.pbtxt
+    parameters: dict[str, str]  # of the ModelConfig
 
 
 def write_repository(
-    bundle: Bundle, chosen: Chosen, settings: TritonSettings, out: Path | None = None
-) -> Written:
-    """Write the model's folder into the repository `out`, triton/ in the bundle by default.
+    bundle: Bundle, artifact: TritonArtifact, settings: TritonSettings, out: Path | None = None
+) -> RepositoryModel:
+    """Write the model's folder into the repository `out`, by default triton/ in the bundle.
 
-    A model of the same name that is there is replaced; others stay.
+    An existing model of the same name is replaced; other models stay.
 
     Raises:
-        InvalidValue: for a setting that the file does not allow, or a name that no repository can hold.
-        BundleError: if the file was altered, or a label spans lines.
-        RobustExportError: if the disk refuses it.
+        InvalidValue: if the file does not allow a setting, or the bundle's name cannot be a folder's.
+        BundleError: if the file was altered, or a label has a line break.
+        RobustExportError: if writing fails.
     """
     if not re.fullmatch(r"[^\s/?#@\\%.][^\s/?#@\\%]*", bundle.name):
-        raise InvalidValue(f"the bundle {bundle.path} is named {bundle.name!r}, which no repository can hold")
-    known = facts(bundle, chosen)
-    config = model_config(bundle, chosen, settings, known)
+        raise InvalidValue(
+            f"bundle {bundle.path} is named {bundle.name!r}, which cannot be the name of a model in a "
+            "repository; expected no spaces and / ? # @ \\ %, and no dot at the start"
+        )
+    parameters = model_parameters(bundle, artifact)
+    config = model_config(bundle, artifact, settings, parameters)
     repository = out or bundle.path / "triton"
     target = repository / bundle.name
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=repository, prefix=f".{bundle.name}.", suffix=".tmp") as work:
-            made = Path(work) / bundle.name
-            write_atomically(made / "config.pbtxt", to_text(config) + "\n")
-            write_atomically(made / LABELS, _lines(bundle.labels))
-            write_atomically(made / "README.md", page(bundle, chosen, settings, known))
-            _copy(bundle, chosen, made / VERSION / MODEL_FILES[chosen.runtime])
-            replace_folder(made, target)
+            folder = Path(work) / bundle.name
+            write_atomically(folder / "config.pbtxt", config_text(config))
+            write_atomically(folder / LABELS, _label_lines(bundle.labels))
+            write_atomically(folder / "README.md", readme(bundle, artifact, settings, parameters))
+            _copy_artifact(bundle, artifact, folder / VERSION / MODEL_FILES[artifact.runtime])
+            replace_folder(folder, target)
     except OSError as error:
         raise RobustExportError(
-            f"could not write {target}: {error.strerror or error}. What was there before is untouched; "
+            f"could not write {target}: {error.strerror or error}. The previous content is unchanged; "
             "choose another folder with --out."
         ) from error
-    return Written(target, server_command(bundle.name, chosen, settings), config, known)
+    return RepositoryModel(target, server_command(bundle.name, artifact, settings), config, parameters)
 
 
-def _copy(bundle: Bundle, chosen: Chosen, target: Path) -> None:
-    """Copy the file, whose content is held against the manifest's digest."""
-    source = bundle.file(chosen.file)
+def _copy_artifact(bundle: Bundle, artifact: TritonArtifact, target: Path) -> None:
+    """Copy the file after comparing its content with the manifest's digest."""
+    source = bundle.file(artifact.file)
     content = source.read_bytes()
-    if hashlib.sha256(content).hexdigest() != chosen.facts["sha256"]:
+    if hashlib.sha256(content).hexdigest() != artifact.facts["sha256"]:
         raise BundleError(f"{source} was altered since it was opened; restore it, or make the bundle again")
     write_atomically(target, content)
 
 
-def _lines(labels: list[str]) -> str:
+def _label_lines(labels: list[str]) -> str:
     for label in labels:
         if len(label.splitlines()) != 1:
-            raise BundleError(f"the label {label!r} is no line, so that {LABELS} cannot hold it")
+            raise BundleError(f"the label {label!r} is not one line, as {LABELS} needs")
     return "".join(f"{label}\n" for label in labels)

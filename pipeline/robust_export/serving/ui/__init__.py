@@ -1,5 +1,5 @@
-"""The page for people: what a server shows at /, and a copy of it that needs no server.
+"""Web page at /, and a static copy of it that runs the model in the browser.
 
-`page` (the HTML), `examples` (the attacks that it shows, as a file of the bundle), `attack` (makes them, with
-torch), `copy` (the page with a model that visitors' browsers run), `ort_web` (what runs it there).
+`page` assembles the HTML from `static/`; `make_examples` (with torch) writes `examples_file`; `static_copy`
+writes the copy; `ort_web` provides onnxruntime-web for it.
 """

@@ -1,4 +1,4 @@
-"""The page at / in one piece, and the policy that says what a browser may do with it."""
+"""The web page as one HTML document, and its Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent / "static"
-SCRIPTS = ("images.js", "models.js", "view.js", "page.js")  # in one scope, in this order
+STATIC = Path(__file__).parent / "static"
+SCRIPTS = ("images.js", "models.js", "view.js", "page.js")  # one scope, in this order
 META = '<meta http-equiv="Content-Security-Policy" content="{policy}">'
 
 
 @dataclass(frozen=True)
 class Page:
-    """HTML in one piece, and the Content-Security-Policy that it is to be sent with."""
+    """HTML, and the Content-Security-Policy to send with it."""
 
     html: str
     policy: str
@@ -26,32 +26,34 @@ class Page:
 
 @cache
 def server_page() -> Page:
-    """Return the page that a server shows: it knows no model, and asks the server for all that it shows."""
+    """Return the page of a server. It contains no data: the script requests everything from the server."""
     script = _script()
     policy = _policy(script, "frame-ancestors 'none'")
-    return Page(_filled(script, "", {}), policy)
+    return Page(_html(script, "", {}), policy)
 
 
-def static_page(models: Mapping[str, Any]) -> Page:
-    """Return the page that runs models in the visitor's browser; its policy is in the page as well.
+def static_page(config: Mapping[str, Any]) -> Page:
+    """Return the page that runs models in the browser, with its policy in a meta element.
 
     Args:
-        models: {"models": [{"name", "labels", "plane", "file", "examplesFile"}], "runtime": onnxruntime-web's
-            module}, addresses relative to the page's.
+        config: {"models": [{"name", "labels", "inputShape", "file", "examplesFile"}], "runtime": module of
+            onnxruntime-web}; URLs are relative to the page.
     """
     script = _script()
     policy = _policy(script, "", "'self' 'wasm-unsafe-eval'")
-    return Page(_filled(script, META.format(policy=policy), models), policy)
+    return Page(_html(script, META.format(policy=policy), config), policy)
 
 
-def _filled(script: str, head: str, config: Mapping[str, Any]) -> str:
-    """Return page.html with everything in its place."""
-    text = json.dumps(config).replace("<", "\\u003c")  # so that no text of it ends the script
-    parts = {"<!--head-->": head, "/*style*/": _read("style.css"), "/*config*/": text, "/*script*/": script}
+def _html(script: str, head: str, config: Mapping[str, Any]) -> str:
+    """Return page.html with its placeholders replaced."""
+    config_json = json.dumps(config).replace("<", "\\u003c")  # a label must not end the script element
+    values = {
+        "<!--head-->": head, "/*style*/": _read("style.css"), "/*config*/": config_json, "/*script*/": script,
+    }  # fmt: skip
     html = _read("page.html")
-    for place, part in parts.items():
-        before, after = html.split(place)
-        html = before + part + after
+    for placeholder, value in values.items():
+        before, after = html.split(placeholder)
+        html = before + value + after
     return html
 
 
@@ -59,12 +61,12 @@ def _script() -> str:
     return "\n".join(_read(name) for name in SCRIPTS)
 
 
-def _policy(script: str, more: str, sources: str = "") -> str:
-    """Return a policy: nothing comes from elsewhere, and nothing runs but the page's own script."""
+def _policy(script: str, last_rule: str, script_sources: str = "") -> str:
+    """Return a policy that loads nothing from other hosts and runs only the page's own script."""
     rules = [
-        "default-src 'none'", f"script-src {_digest(script)} {sources}",
+        "default-src 'none'", f"script-src {_digest(script)} {script_sources}",
         f"style-src {_digest(_read('style.css'))}",
-        "img-src data: blob:", "connect-src 'self'", "base-uri 'none'", "form-action 'none'", more,
+        "img-src data: blob:", "connect-src 'self'", "base-uri 'none'", "form-action 'none'", last_rule,
     ]  # fmt: skip
     return "; ".join(rule.strip() for rule in rules if rule)
 
@@ -75,4 +77,4 @@ def _digest(text: str) -> str:
 
 @cache
 def _read(name: str) -> str:
-    return (FOLDER / name).read_text("utf-8")
+    return (STATIC / name).read_text("utf-8")

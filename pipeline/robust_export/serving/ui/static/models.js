@@ -1,29 +1,29 @@
-// Models: a served one, asked over the V2 protocol, and one that runs in this browser. Both give logits.
-class Refusal extends Error {
+// Models: served (over the V2 protocol) or local (in this browser). Both return logits.
+class ServerError extends Error {
   constructor(status, message) {
     super(message);
     this.status = status;
   }
 }
 
-// A server and the key that it may ask for; the key is held here alone.
+// The server, and the API key it may require. The key is kept in this object only.
 class Server {
   key = "";
 
-  async ask(path, options = {}) {
+  async request(path, options = {}) {
     const headers = { ...options.headers, ...(this.key && { Authorization: `Bearer ${this.key}` }) };
     const response = await fetch(path, { cache: "no-store", ...options, headers });
     if (response.ok) return response.json();
-    const said = await response.json().catch(() => ({}));
-    throw new Refusal(response.status, said.error || `the server answered ${response.status}`);
+    const body = await response.json().catch(() => ({}));
+    throw new ServerError(response.status, body.error || `the server answered with status ${response.status}`);
   }
 
   async models() {
-    return (await this.ask("v2/models")).models.map(name => new Served(this, name));
+    return (await this.request("v2/models")).models.map(name => new ServedModel(this, name));
   }
 }
 
-class Served {
+class ServedModel {
   constructor(server, name) {
     this.server = server;
     this.name = name;
@@ -31,22 +31,23 @@ class Served {
   }
 
   async open() {
-    const said = await this.server.ask(this.path);
-    this.plane = said.inputs[0].shape.slice(1);
-    this.labels = JSON.parse(said.parameters["robust_export.labels"]);
-    this.attacked = said.parameters["robust_export.examples"] === "true";
-    this.where = `served here (${said.platform})`;
+    const metadata = await this.server.request(this.path);
+    this.inputShape = metadata.inputs[0].shape.slice(1);
+    this.labels = JSON.parse(metadata.parameters["robust_export.labels"]);
+    this.hasExamples = metadata.parameters["robust_export.examples"] === "true";
+    this.location = `runs on the server (${metadata.platform})`;
   }
 
   async examples() {
-    return this.attacked ? this.server.ask(`examples/${encodeURIComponent(this.name)}`) : null;
+    return this.hasExamples ? this.server.request(`examples/${encodeURIComponent(this.name)}`) : null;
   }
 
   infer(pixels) {
-    return this.send({ name: "pixels", datatype: "FP32", shape: [1, ...this.plane] }, new Uint8Array(pixels.buffer));
+    const tensor = { name: "pixels", datatype: "FP32", shape: [1, ...this.inputShape] };
+    return this.send(tensor, new Uint8Array(pixels.buffer));
   }
 
-  // The server decodes the file itself.
+  // Send the file itself; the server decodes it.
   async inferFile(file) {
     const content = new Uint8Array(await file.arrayBuffer()), element = new Uint8Array(4 + content.length);
     new DataView(element.buffer).setUint32(0, content.length, true);
@@ -59,14 +60,14 @@ class Served {
     const head = new TextEncoder().encode(JSON.stringify({ inputs: [tensor], outputs: [{ name: "logits" }] }));
     const headers = { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": head.length };
     const body = new Blob([head, raw]);
-    return (await this.server.ask(`${this.path}/infer`, { method: "POST", headers, body })).outputs[0].data;
+    return (await this.server.request(`${this.path}/infer`, { method: "POST", headers, body })).outputs[0].data;
   }
 }
 
 // A model that onnxruntime-web runs in this browser: WebAssembly, one thread.
-class Local {
-  constructor(facts, runtime) {
-    Object.assign(this, facts);
+class LocalModel {
+  constructor(config, runtime) {
+    Object.assign(this, config);
     this.runtime = new URL(runtime, location.href).href;
   }
 
@@ -75,22 +76,22 @@ class Local {
     const folder = new URL(".", this.runtime).href;
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmPaths = folder;
-    ort.env.wasm.wasmBinary = await fetched(`${folder}ort-wasm-simd-threaded.wasm`);
-    this.session = await ort.InferenceSession.create(new Uint8Array(await fetched(this.file)), {
+    ort.env.wasm.wasmBinary = await fetchBytes(`${folder}ort-wasm-simd-threaded.wasm`);
+    this.session = await ort.InferenceSession.create(new Uint8Array(await fetchBytes(this.file)), {
       executionProviders: ["wasm"],
     });
     this.Tensor = ort.Tensor;
-    this.where = "running in this browser; no image leaves it";
+    this.location = "runs in this browser; your images stay on this device";
   }
 
   async examples() {
-    return this.examplesFile ? JSON.parse(new TextDecoder().decode(await fetched(this.examplesFile))) : null;
+    return this.examplesFile ? JSON.parse(new TextDecoder().decode(await fetchBytes(this.examplesFile))) : null;
   }
 
   async infer(pixels) {
     const [input, output] = [this.session.inputNames[0], this.session.outputNames[0]];
-    const given = { [input]: new this.Tensor("float32", pixels, [1, ...this.plane]) };
-    return Array.from((await this.session.run(given))[output].data);
+    const feeds = { [input]: new this.Tensor("float32", pixels, [1, ...this.inputShape]) };
+    return Array.from((await this.session.run(feeds))[output].data);
   }
 
   async inferFile(file, bytes) {
@@ -98,8 +99,8 @@ class Local {
   }
 }
 
-async function fetched(address) {
-  const response = await fetch(address);
-  if (!response.ok) throw new Error(`${address} is missing (${response.status})`);
+async function fetchBytes(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`cannot load ${url} (status ${response.status})`);
   return response.arrayBuffer();
 }

@@ -1,143 +1,145 @@
-// The page: which model, which image, which epsilon. `turn` counts what was chosen; what is late is dropped.
+// The page: selected model, image and epsilon. `generation` counts selections; results of earlier ones are dropped.
 const config = JSON.parse($("config").textContent);
 const server = new Server();
-let models = [], model = null, examples = null, example = null, turn = 0;
+let models = [], model = null, examples = null, example = null, generation = 0;
 
-const state = name => { document.body.dataset.state = name; };
+const setState = name => { document.body.dataset.state = name; };
 
-async function guarded(work) {
-  const mine = ++turn;
+// Run a task, show its error if it fails, and ask for the API key if the server requires one.
+async function run(task) {
+  const current = ++generation;
   showError(null);
-  state("busy");
+  setState("busy");
   try {
-    await work(mine);
-    if (mine === turn) state("ready");
+    await task(current);
+    if (current === generation) setState("ready");
   } catch (error) {
-    if (mine !== turn) return;
+    if (current !== generation) return;
     if (error.status === 401) return askForKey();
     showError(error);
-    state("error");
+    setState("error");
   }
 }
 
 function askForKey() {
-  if (server.key) showError("the server does not take this key");
+  if (server.key) showError("The server does not accept this key.");
   server.key = "";
   $("main").hidden = true;
   $("entry").hidden = false;
   $("about").textContent = "";
-  state("key");
+  setState("key");
 }
 
-async function start(mine) {
-  if (location.protocol === "file:") throw new Error("open this page by a web server, such as `python -m http.server`");
-  models = config.models ? config.models.map(facts => new Local(facts, config.runtime)) : await server.models();
-  if (mine !== turn) return;
-  $("model").replaceChildren(...models.map(({ name }) => make("option", { textContent: name, value: name })));
+async function start(current) {
+  if (location.protocol === "file:") throw new Error("Open this page from a web server, for example `python -m http.server`.");
+  models = config.models ? config.models.map(entry => new LocalModel(entry, config.runtime)) : await server.models();
+  if (current !== generation) return;
+  $("model").replaceChildren(...models.map(({ name }) => createElement("option", { textContent: name, value: name })));
   $("choice").hidden = models.length < 2;
-  await use(models[0], mine);
+  await selectModel(models[0], current);
 }
 
-async function use(chosen, mine) {
-  for (const id of ["answer", "attack"]) $(id).hidden = true;
-  $("about").textContent = `Loading ${chosen.name}.`;
-  await chosen.open();
-  const found = await chosen.examples();
-  if (mine !== turn) return;
-  [model, examples, example] = [chosen, found, null];
+async function selectModel(selected, current) {
+  for (const id of ["result", "attack"]) $(id).hidden = true;
+  $("about").textContent = `Loading ${selected.name}.`;
+  await selected.open();
+  const loaded = await selected.examples();
+  if (current !== generation) return;
+  [model, examples, example] = [selected, loaded, null];
   $("entry").hidden = true;
   $("main").hidden = false;
   $("name").textContent = model.name;
   $("samples").hidden = !examples;
-  $("without").hidden = Boolean(examples);
-  const trained = examples && `${examples.threat.norm} eps ${radius(examples.threat.eps)}`;
-  $("about").textContent = `${model.name}: ${model.plane.join(" x ")} pixels to ${model.labels.length} classes, ${model.where}.`;
-  $("foot").textContent = examples ? `The budget is ${trained}, of pixels in [0, 1].` : "";
-  showThumbs();
-  if (examples) await choose(0, mine);
+  $("no-examples").hidden = Boolean(examples);
+  const shape = model.inputShape.join(" x ");
+  $("about").textContent = `${model.name}: input ${shape}, ${model.labels.length} classes; ${model.location}.`;
+  const threat = examples && `${examples.threat.norm}, eps ${formatEps(examples.threat.eps)}`;
+  $("foot").textContent = examples ? `Threat model: ${threat}, for pixels in [0, 1].` : "";
+  showThumbnails();
+  if (examples) await selectExample(0, current);
 }
 
-function showThumbs() {
+function showThumbnails() {
   $("thumbs").replaceChildren(...(examples?.images ?? []).map((image, i) => {
-    const canvas = make("canvas"), bytes = unpack(image.pixels), name = model.labels[image.label];
-    paint(canvas, toPixels(bytes), model.plane);
-    const button = make("button", { type: "button", title: name }, canvas);
+    const canvas = createElement("canvas"), bytes = decodeBase64(image.pixels), name = model.labels[image.label];
+    paint(canvas, toPixels(bytes), model.inputShape);
+    const button = createElement("button", { type: "button", title: name }, canvas);
     button.setAttribute("aria-label", `Example ${i + 1}: ${name}`);
-    button.addEventListener("click", () => guarded(mine => choose(i, mine)));
+    button.addEventListener("click", () => run(current => selectExample(i, current)));
     return button;
   }));
 }
 
-function press(index) {
+function markThumbnail(index) {
   [...$("thumbs").children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
 }
 
-// Show an example, and ask the model about every radius, from no attack on.
-async function choose(index, mine) {
-  const image = examples.images[index], bytes = unpack(image.pixels);
-  const attacks = image.attacks.map(a => toPixels(bytes, new Int8Array(unpack(a.delta).buffer), a.scale));
+// Show an example, and run the model on it at every radius, beginning without an attack.
+async function selectExample(index, current) {
+  const image = examples.images[index], bytes = decodeBase64(image.pixels);
+  const attacks = image.attacks.map(a => toPixels(bytes, new Int8Array(decodeBase64(a.delta).buffer), a.scale));
   example = {
     label: image.label, bytes, inputs: [toPixels(bytes), ...attacks],
     radii: [0, ...examples.radii], logits: [],
   };
-  press(index);
+  markThumbnail(index);
   const { steps } = examples.attack, { norm, eps } = examples.threat;
   $("eps").max = example.radii.length - 1;
   $("eps").value = 0;
-  $("most").textContent = `eps ${radius(example.radii.at(-1))}`;
-  $("how").textContent = `Image ${image.index} of the test split of ${examples.dataset}. The attacks were made `
-    + `beforehand on the network itself: PGD, ${norm}, ${steps} steps at each of ${examples.radii.length} radii. What `
-    + "the model makes of them is asked now. A bar is the margin of the right class; where it hangs below the line, the "
-    + `attack has succeeded. The dashed line is the budget, eps ${radius(eps)}. Stronger attacks may succeed earlier.`;
+  $("max-eps").textContent = `eps ${formatEps(example.radii.at(-1))}`;
+  $("explanation").textContent = `Image ${image.index} of the test split of ${examples.dataset}. The attacks were computed `
+    + `beforehand on the reference model: PGD, ${norm}, ${steps} steps at each of ${examples.radii.length} radii. The `
+    + "decisions are computed now. Each bar is the margin of the true class; below the line the attack succeeds. The "
+    + `dashed line marks the trained eps, ${formatEps(eps)}. Stronger attacks may succeed at a smaller eps.`;
   $("attack").hidden = false;
   for (let i = 0; i < example.inputs.length; i++) {
     const logits = await model.infer(example.inputs[i]);
-    if (mine !== turn) return;
+    if (current !== generation) return;
     example.logits[i] = logits;
-    slide();
+    showSelectedEps();
   }
 }
 
-function slide() {
+function showSelectedEps() {
   const i = Number($("eps").value), { label, logits, radii, inputs, bytes } = example;
   const margins = radii.map((_, k) => logits[k] && marginOf(logits[k], label));
-  $("eps").setAttribute("aria-valuetext", `eps ${radius(radii[i])}`);
-  paint($("seen"), inputs[i], model.plane);
+  $("eps").setAttribute("aria-valuetext", `eps ${formatEps(radii[i])}`);
+  paint($("input"), inputs[i], model.inputShape);
   if (logits[i]) showDecision(model.labels, logits[i]);
   showAttack(model.labels, label, logits[i], radii[i], examples.threat.eps);
   showChart(margins, i, radii.indexOf(examples.threat.eps));
-  showPictures(bytes, inputs[i], model.plane);
+  showPerturbation(bytes, inputs[i], model.inputShape);
 }
 
-async function read(file, mine) {
-  const bytes = await readImage(file, model.plane);
+async function classifyFile(file, current) {
+  const bytes = await readImage(file, model.inputShape);
   const logits = await model.inferFile(file, bytes);
-  if (mine !== turn) return;
-  press(-1);
+  if (current !== generation) return;
+  markThumbnail(-1);
   $("attack").hidden = true;
-  paint($("seen"), toPixels(bytes), model.plane);
+  paint($("input"), toPixels(bytes), model.inputShape);
   showDecision(model.labels, logits);
 }
 
-function offered(event) {
+function onDrag(event) {
   event.preventDefault();
   $("drop").classList.toggle("over", event.type === "dragover");
   const file = event.type === "drop" && event.dataTransfer.files[0];
-  if (file && model) guarded(mine => read(file, mine));
+  if (file && model) run(current => classifyFile(file, current));
 }
 
-for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, offered);
+for (const type of ["dragover", "dragleave", "drop"]) addEventListener(type, onDrag);
 $("file").addEventListener("change", () => {
   const file = $("file").files[0];
-  if (file) guarded(mine => read(file, mine));
+  if (file) run(current => classifyFile(file, current));
   $("file").value = "";
 });
-$("eps").addEventListener("input", slide);
-$("model").addEventListener("change", () => guarded(mine => use(models[$("model").selectedIndex], mine)));
+$("eps").addEventListener("input", showSelectedEps);
+$("model").addEventListener("change", () => run(current => selectModel(models[$("model").selectedIndex], current)));
 $("entry").addEventListener("submit", event => {
   event.preventDefault();
   server.key = $("key").value.trim();
   $("key").value = "";
-  guarded(start);
+  run(start);
 });
-guarded(start);
+run(start);

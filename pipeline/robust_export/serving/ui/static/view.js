@@ -1,89 +1,89 @@
-// What is shown: elements, figures, bars, and the chart of margins by epsilon.
-const SHOWN = 5; // probabilities
+// Display: elements, numbers, probability bars, and the chart of margins by epsilon.
+const TOP_CLASSES = 5;
 const SVG = "http://www.w3.org/2000/svg";
 const $ = id => document.getElementById(id);
 
-function make(tag, facts = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), facts);
+function createElement(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
   return element;
 }
 
-function draw(tag, attributes) {
+function createSvg(tag, attributes) {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   return element;
 }
 
-const short = x => (Math.abs(x) < 0.01 && x !== 0 ? x.toExponential(1) : x.toFixed(2));
-const radius = x => String(Number(x.toPrecision(3)));
+const formatMargin = x => (Math.abs(x) < 0.01 && x !== 0 ? x.toExponential(1) : x.toFixed(2));
+const formatEps = x => String(Number(x.toPrecision(3)));
 
-// Return the classes from the most likely one on, with probabilities, and the margin between the first two.
-function ranked(logits) {
+// Return the classes by decreasing logit, their probabilities, and the margin of the first over the second.
+function rank(logits) {
   const order = logits.map((_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b);
-  const shares = logits.map(x => Math.exp(x - logits[order[0]])), sum = shares.reduce((a, b) => a + b, 0);
+  const exponentials = logits.map(x => Math.exp(x - logits[order[0]])), sum = exponentials.reduce((a, b) => a + b, 0);
   return {
-    order, probabilities: shares.map(s => s / sum), decision: order[0],
+    order, probabilities: exponentials.map(e => e / sum), decision: order[0],
     margin: logits[order[0]] - logits[order[1] ?? order[0]],
   };
 }
 
-// Return the margin of a label: below 0 another class has a larger logit.
+// Return the label's logit minus the largest other logit; negative if the image is misclassified.
 const marginOf = (logits, label) => logits[label] - Math.max(...logits.filter((_, i) => i !== label));
 
 function showDecision(labels, logits) {
-  const { order, probabilities, decision, margin } = ranked(logits);
+  const { order, probabilities, decision, margin } = rank(logits);
   $("decision").textContent = labels[decision];
-  $("margin").textContent = short(margin);
-  $("bars").replaceChildren(...order.slice(0, SHOWN).map(i => {
-    const fill = make("i");
+  $("margin").textContent = formatMargin(margin);
+  $("bars").replaceChildren(...order.slice(0, TOP_CLASSES).map(i => {
+    const fill = createElement("i");
     fill.style.width = `${100 * probabilities[i]}%`;
-    return make("li", {}, make("span", { className: "label", textContent: labels[i] }),
-      make("span", { className: "bar" }, fill),
-      make("span", { className: "share", textContent: `${(100 * probabilities[i]).toFixed(1)}%` }));
+    return createElement("li", {}, createElement("span", { className: "label", textContent: labels[i] }),
+      createElement("span", { className: "bar" }, fill),
+      createElement("span", { className: "percent", textContent: `${(100 * probabilities[i]).toFixed(1)}%` }));
   }));
-  $("answer").dataset.logits = JSON.stringify(logits); // in full, which no line has room for
-  $("answer").hidden = false;
+  $("result").dataset.logits = JSON.stringify(logits); // all digits, for tests and scripts
+  $("result").hidden = false;
 }
 
-// Draw a bar for each radius: up where the label's margin is positive, down where the attack has succeeded.
-function showChart(margins, now, trained) {
+// Draw one bar per radius: up where the label's margin is positive, down where the attack succeeds.
+function showChart(margins, selected, trained) {
   const count = margins.length, [width, height] = [40 * count, 110];
   const known = margins.filter(m => m !== undefined), most = Math.max(1e-9, ...known), least = Math.min(0, ...known);
   const y = m => 6 + (height - 12) * (most - m) / (most - least || 1);
-  const chart = draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  const chart = createSvg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   if (trained >= 0) {
-    chart.append(draw("line", { x1: 40 * trained + 20, x2: 40 * trained + 20, y1: 0, y2: height, class: "trained" }));
+    chart.append(createSvg("line", { x1: 40 * trained + 20, x2: 40 * trained + 20, y1: 0, y2: height, class: "trained" }));
   }
   margins.forEach((margin, i) => {
     if (margin === undefined) return;
-    const kind = (margin > 0 ? "holds" : "breaks") + (i === now ? " now" : "");
+    const outcome = (margin > 0 ? "robust" : "broken") + (i === selected ? " selected" : "");
     const top = Math.min(y(margin), y(0)), tall = Math.max(2, Math.abs(y(margin) - y(0)));
-    chart.append(draw("rect", { x: 40 * i + 9, y: top, width: 22, height: tall, rx: 3, class: kind }));
+    chart.append(createSvg("rect", { x: 40 * i + 9, y: top, width: 22, height: tall, rx: 3, class: outcome }));
   });
-  chart.append(draw("line", { x1: 0, x2: width, y1: y(0), y2: y(0), class: "zero" }));
+  chart.append(createSvg("line", { x1: 0, x2: width, y1: y(0), y2: y(0), class: "zero" }));
   $("chart").replaceChildren(chart);
 }
 
-function showPictures(bytes, pixels, plane) {
+function showPerturbation(bytes, pixels, inputShape) {
   const clean = toPixels(bytes), change = pixels.map((p, i) => p - clean[i]);
   const largest = change.reduce((most, c) => Math.max(most, Math.abs(c)), 0), factor = largest ? 0.5 / largest : 0;
-  paint($("before"), clean, plane);
-  paint($("change"), change.map(c => 0.5 + factor * c), plane);
-  paint($("after"), pixels, plane);
-  $("factor").textContent = largest ? `the change, ${factor.toFixed(factor < 10 ? 1 : 0)} times` : "no change";
+  paint($("clean"), clean, inputShape);
+  paint($("perturbation"), change.map(c => 0.5 + factor * c), inputShape);
+  paint($("adversarial"), pixels, inputShape);
+  $("factor").textContent = largest ? `perturbation, amplified ${factor.toFixed(factor < 10 ? 1 : 0)} times` : "no perturbation";
 }
 
-function showAttack(labels, label, logits, eps, budget) {
-  const holds = logits && ranked(logits).decision === label;
-  $("verdict").textContent = logits ? (holds ? "HOLDS" : "BROKEN") : "";
-  $("verdict").className = holds ? "holds" : "breaks";
-  const times = eps === budget ? "the budget" : `${radius(eps / budget)} times the budget`;
-  const where = eps ? `At eps ${radius(eps)}, ${times}, ` : "As it is, ";
-  const found = logits && labels[ranked(logits).decision];
-  $("sentence").textContent = !logits ? `${where}not asked yet.`
-    : holds ? `${where}the model reads ${found}, which is right${eps ? ": the attack fails" : ""}.`
-    : `${where}the model reads ${found} instead of ${labels[label]}${eps ? ": the attack succeeds" : ""}.`;
+function showAttack(labels, label, logits, eps, trainedEps) {
+  const robust = logits && rank(logits).decision === label;
+  $("verdict").textContent = logits ? (robust ? "ROBUST" : "BROKEN") : "";
+  $("verdict").className = robust ? "robust" : "broken";
+  const relative = eps === trainedEps ? "the trained eps" : `${formatEps(eps / trainedEps)} times the trained eps`;
+  const prefix = eps ? `At eps ${formatEps(eps)} (${relative}), ` : "Without an attack, ";
+  const decision = logits && labels[rank(logits).decision];
+  $("sentence").textContent = !logits ? `${prefix}no result yet.`
+    : robust ? `${prefix}the model classifies the image correctly as ${decision}${eps ? "; the attack fails" : ""}.`
+    : `${prefix}the model classifies the image as ${decision} instead of ${labels[label]}${eps ? "; the attack succeeds" : ""}.`;
 }
 
 function showError(error) {

@@ -1,0 +1,1 @@
+"""Protocol buffer schemas (`.proto`), each with the descriptors that `make proto` compiles from it."""
