@@ -1,10 +1,10 @@
-"""What the tests of served models share."""
+"""Fixtures of the tests of served models."""
 
 from __future__ import annotations
 
 import pytest
 
-from robust_export.runtimes.remote import KEY
+from robust_export.runtimes.remote import API_KEY_VARIABLE
 
 
 @pytest.fixture(params=[True, False], ids=["binary", "json"])
@@ -14,4 +14,4 @@ def binary(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY, raising=False)
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)

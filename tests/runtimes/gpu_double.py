@@ -1,7 +1,7 @@
-"""Stand-ins for CUDA and TensorRT, with which an engine "runs" on the CPU: ONNX Runtime computes its logits.
+"""Test doubles of CUDA and TensorRT: an engine whose logits ONNX Runtime computes on the CPU.
 
-The GPU's memory is plain memory that nobody may touch but by the calls below; work on a stream is done when
-the stream is waited for, and what is captured is not done but recorded.
+GPU memory is host memory that only the calls below may touch. Work enqueued on the stream runs when the
+stream is synchronised; during a capture it is recorded instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Kind(enum.Enum):
 
 
 class Cuda:
-    """Stands in for cuda.bindings.runtime. `fails` names the call that fails from now on."""
+    """Replaces cuda.bindings.runtime. The call named by `fails` returns an error."""
 
     cudaError_t = SimpleNamespace(cudaSuccess=0)  # noqa: N815
     cudaMemcpyKind = Kind  # noqa: N815
@@ -33,16 +33,16 @@ class Cuda:
 
     def __init__(self) -> None:
         self.fails = ""
-        self.memory: dict[int, Any] = {}  # what is allocated
-        self.queue: list[Callable[[], None]] = []  # what the stream has still to do
+        self.memory: dict[int, Any] = {}  # address to allocation
+        self.queue: list[Callable[[], None]] = []  # enqueued work
         self.recording: list[Callable[[], None]] | None = None
-        self.spoilt = False  # whether the capture has met what cannot be captured
+        self.capture_fails = False
         self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.replays = self.made = 0
+        self.launches = self.instantiated = 0
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("cuda") and name[4].isupper() and name == object.__getattribute__(self, "fails"):
-            return lambda *given: (2, None)
+            return lambda *_: (2, None)
         return object.__getattribute__(self, name)
 
     def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802
@@ -58,10 +58,10 @@ class Cuda:
         return (0,)
 
     def _allocate(self, size: int) -> tuple[int, int]:
-        room = (ctypes.c_byte * size)()
-        ctypes.memset(room, 0xFF, size)  # NaN, until somebody writes
-        self.memory[ctypes.addressof(room)] = room
-        return 0, ctypes.addressof(room)
+        buffer = (ctypes.c_byte * size)()
+        ctypes.memset(buffer, 0xFF, size)  # NaN until written
+        self.memory[ctypes.addressof(buffer)] = buffer
+        return 0, ctypes.addressof(buffer)
 
     cudaMalloc = cudaMallocHost = _allocate  # noqa: N815
 
@@ -71,44 +71,44 @@ class Cuda:
 
     cudaFreeHost = cudaFree  # noqa: N815
 
-    def put(self, work: Callable[[], None]) -> None:
+    def enqueue(self, work: Callable[[], None]) -> None:
         (self.queue if self.recording is None else self.recording).append(work)
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Kind, stream: int) -> tuple[int]:  # noqa: N802
         assert stream == 7
         device = to if kind is Kind.cudaMemcpyHostToDevice else source
         assert size <= ctypes.sizeof(self.memory[device])
-        self.put(lambda: _move(to, source, size))
+        self.enqueue(lambda: _move(to, source, size))
         return (0,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802
-        assert self.recording is None, "nothing may be waited for while a stream is captured"
+        assert self.recording is None, "synchronised during a capture"
         for work in self.queue:
             work()
         self.queue.clear()
         return (0,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:  # noqa: N802
-        assert not self.queue, "a stream is captured while it has work"
+        assert not self.queue, "capture began with work enqueued"
         self.recording = []
         return (0,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:  # noqa: N802
         recorded, self.recording = self.recording, None
-        return (901, None) if self.spoilt else (0, recorded)
+        return (901, None) if self.capture_fails else (0, recorded)
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[int, int]:  # noqa: N802
-        self.made += 1
-        self.graphs[self.made] = graph
-        return 0, self.made
+        self.instantiated += 1
+        self.graphs[self.instantiated] = graph
+        return 0, self.instantiated
 
     def cudaGraphDestroy(self, graph: Any) -> tuple[int]:  # noqa: N802
         return (0,)
 
     def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[int]:  # noqa: N802
-        self.replays += 1
+        self.launches += 1
         for work in self.graphs[executable]:
-            self.put(work)
+            self.enqueue(work)
         return (0,)
 
     def cudaGraphExecDestroy(self, executable: int) -> tuple[int]:  # noqa: N802
@@ -133,9 +133,9 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert name == "pixels"
-        least, most = self.engine.batches
+        smallest, largest = self.engine.batches
         self.shape = shape
-        return least <= shape[0] <= most
+        return smallest <= shape[0] <= largest
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -144,23 +144,23 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
         assert self.addresses.keys() == {"pixels", "logits"}
-        assert self.warm or self.engine.cuda.recording is None, "TensorRT is captured before it ever ran"
+        assert self.warm or self.engine.cuda.recording is None, "captured before the first run"
         self.warm = True
         if self.engine.fails:
             return False
-        self.engine.cuda.put(self._compute)
+        self.engine.cuda.enqueue(self._compute)
         return True
 
     def _compute(self) -> None:
         source = (ctypes.c_float * int(np.prod(self.shape))).from_address(self.addresses["pixels"])
         pixels = np.ctypeslib.as_array(source).reshape(self.shape).copy()
-        assert np.isfinite(pixels).all(), "the engine reads what nobody wrote"
+        assert np.isfinite(pixels).all(), "the engine read unwritten memory"
         logits = self.engine.model(pixels)
         ctypes.memmove(self.addresses["logits"], logits.ctypes.data, logits.nbytes)
 
 
 class Engine:
-    """Stands in for trt.ICudaEngine."""
+    """Replaces trt.ICudaEngine."""
 
     num_io_tensors = 2
 
@@ -182,12 +182,12 @@ class Engine:
         return self.dtypes[name]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, *self.model.plane) if name == "pixels" else (-1, self.model.classes)
+        return (-1, *self.model.input_shape) if name == "pixels" else (-1, self.model.classes)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         assert (name, profile) == ("pixels", 0)
-        least, most = self.batches
-        return [(n, *self.model.plane) for n in (least, most, most)]
+        smallest, largest = self.batches
+        return [(n, *self.model.input_shape) for n in (smallest, largest, largest)]
 
     def create_execution_context(self) -> Context:
         self.contexts += 1
@@ -200,7 +200,7 @@ class Engine:
 
 
 def tensorrt(engine: Engine | None) -> Any:
-    """Return what stands in for the module tensorrt; it deserialises every plan to `engine`."""
+    """Return a replacement of the module tensorrt, which deserialises b"a plan" to `engine`."""
 
     class Runtime:
         def __init__(self, logger: object) -> None:

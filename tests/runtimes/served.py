@@ -1,4 +1,4 @@
-"""A linear network behind the test server, for the tests of what asks it."""
+"""A linear network on the test server, for the tests of `RemoteClassifier`."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tests.runtimes.v2_server import serve
 
 Array = npt.NDArray[np.float32]
 
-PLANE, CLASSES = (3, 4, 5), 7
+INPUT_SHAPE, CLASSES = (3, 4, 5), 7
 WEIGHT = np.random.default_rng(0).standard_normal((60, CLASSES)).astype(np.float32)
 
 
 def model(pixels: Array) -> Array:
-    """Return logits of a linear network: each depends on every pixel, so that no permutation passes."""
+    """Return the logits of a linear network; each depends on every pixel, so permutations are detected."""
     return (pixels.reshape(len(pixels), -1).astype(np.float64) @ WEIGHT).astype(np.float32)
 
 
 def images(n: int) -> Array:
-    return np.random.default_rng(n).random((n, *PLANE), dtype=np.float32)
+    return np.random.default_rng(n).random((n, *INPUT_SHAPE), dtype=np.float32)
 
 
 def no_sleep(seconds: float) -> None:
-    raise AssertionError(f"there was no reason to wait {seconds} s")
+    raise AssertionError(f"unexpected wait of {seconds} s")
 
 
 def served(**settings: Any) -> AbstractContextManager[str]:
-    return serve(model, plane=PLANE, classes=CLASSES, **settings)
+    return serve(model, input_shape=INPUT_SHAPE, classes=CLASSES, **settings)
 
 
 def open_served(base: str, model: str = "net", **settings: Any) -> RemoteClassifier:

@@ -1,4 +1,4 @@
-"""The reference evaluator as a classifier, its own convolution, and the precision of files."""
+"""ReferenceClassifier, its Conv and AveragePool, and the precision of files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def halves(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.mark.parametrize("n", [1, 5, 8])
-def test_agrees_with_pytorch_whatever_the_batch(trained: Path, n: int) -> None:
+def test_agrees_with_pytorch(trained: Path, n: int) -> None:
     classifier = ReferenceClassifier(trained / "model.onnx", batch_size=5)
     with torch.no_grad():
         expected = load(trained).double()(torch.from_numpy(images(n)).double()).numpy()
@@ -56,7 +56,7 @@ def test_agrees_with_pytorch_whatever_the_batch(trained: Path, n: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_knows_what_the_file_says(trained: Path) -> None:
+def test_metadata_is_read(trained: Path) -> None:
     classifier = open_file(trained / "model.onnx", "reference")
     assert isinstance(classifier, ReferenceClassifier)
     assert "reference" in RUNTIMES
@@ -67,14 +67,14 @@ def test_knows_what_the_file_says(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
-def test_half_precision_is_the_evaluators(name: str, halves: dict[str, Path]) -> None:
-    """Against the evaluator's own operators, by the error that both have of the exact network."""
+def test_half_precision_agrees_with_evaluator(name: str, halves: dict[str, Path]) -> None:
+    """Compare with the evaluator's own operators, up to a few roundings."""
     found = ReferenceClassifier(halves[name])(images(8))
     outputs: Any = onnx.reference.ReferenceEvaluator(str(halves[name])).run(None, {"pixels": images(8)})
     own = outputs[0]
     unit = 2.0 ** (-11 if name == "fp16" else -8) * np.abs(own).max()
     assert np.abs(found - own).max() < 4 * unit
-    assert np.array_equal(found, found.astype(np.float16)) or name == "bf16"  # logits that were half
+    assert np.array_equal(found, found.astype(np.float16)) or name == "bf16"  # the logits are float16 values
 
 
 CONVOLUTIONS = [
@@ -86,10 +86,10 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize("settings", CONVOLUTIONS)
 @pytest.mark.parametrize("windows", [1, 1 << 24])
-def test_convolution_is_pytorchs(
+def test_conv_agrees_with_pytorch(
     settings: dict[str, Any], windows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "WINDOWS", windows)  # one image at a time, or all at once
+    monkeypatch.setattr(ops, "MAX_UNFOLDED", windows)  # one image at a time, or all at once
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, generator=generator)
@@ -110,7 +110,7 @@ def test_convolution_is_pytorchs(
     np.testing.assert_allclose(half, exact.numpy(), rtol=2.0**-11, atol=1e-5)  # rounded once, from float32
 
 
-def test_convolution_of_lines() -> None:
+def test_conv_1d() -> None:
     x, weight = torch.randn(2, 3, 9), torch.randn(5, 3, 3)
     found = run(ops.Conv, x.numpy(), weight.numpy(), pads=[1, 1], group=1)
     np.testing.assert_allclose(found, F.conv1d(x, weight, padding=1).numpy(), rtol=1e-4, atol=1e-5)
@@ -119,7 +119,7 @@ def test_convolution_of_lines() -> None:
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("kernel", [2, 3])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_automatic_padding_is_the_evaluators(auto_pad: str, kernel: int, stride: int) -> None:
+def test_auto_pad_agrees_with_evaluator(auto_pad: str, kernel: int, stride: int) -> None:
     x = np.random.default_rng(0).standard_normal((1, 2, 6, 5)).astype(np.float32)
     weight = np.random.default_rng(1).standard_normal((3, 2, kernel, kernel)).astype(np.float32)
     settings: dict[str, Any] = {"auto_pad": auto_pad, "strides": [stride, stride]}
@@ -127,7 +127,7 @@ def test_automatic_padding_is_the_evaluators(auto_pad: str, kernel: int, stride:
     np.testing.assert_allclose(run(ops.Conv, x, weight, **settings), stock, rtol=1e-4, atol=1e-5)
 
 
-def test_average_pooling_is_pytorchs() -> None:
+def test_average_pool_agrees_with_pytorch() -> None:
     x = torch.rand(2, 3, 7, 6)
     cases = list(itertools.product((2, 3), (1, 2, 3), (0, 1), (0, 1), (0, 1)))
     for kernel, stride, pad, ceil, count in cases:
@@ -140,7 +140,7 @@ def test_average_pooling_is_pytorchs() -> None:
 
 
 def run(operator: Any, *inputs: Any, **attributes: Any) -> Any:
-    """Run one node by the evaluator, with an operator of ours or (None) with its own Conv."""
+    """Run one node in the evaluator, with an operator of ours or (None) its own Conv."""
     kind = helper.np_dtype_to_tensor_dtype(inputs[0].dtype)
     names = [f"x{i}" for i in range(len(inputs))]
     node = helper.make_node(operator.__name__ if operator else "Conv", names, ["y"], **attributes)
@@ -157,7 +157,7 @@ def run(operator: Any, *inputs: Any, **attributes: Any) -> Any:
     return outputs[0]
 
 
-def test_the_graph_says_its_precision_and_metadata_does_not(trained: Path, halves: dict[str, Path]) -> None:
+def test_precision_is_read_from_the_graph(trained: Path, halves: dict[str, Path]) -> None:
     wide = onnx.load(trained / "model.onnx")
     wide.metadata_props.add(key="robust_export.precision", value='"int8"')
     assert model_precision(wide) == "fp32"
@@ -169,9 +169,7 @@ def test_the_graph_says_its_precision_and_metadata_does_not(trained: Path, halve
 
 
 @pytest.mark.skipif(not X86, reason="other processors may have half precision")
-def test_onnx_runtime_says_when_it_computes_in_another_precision(
-    trained: Path, halves: dict[str, Path]
-) -> None:
+def test_ort_reports_fallback_to_fp32(trained: Path, halves: dict[str, Path]) -> None:
     assert not OnnxRuntimeClassifier(trained / "model.onnx").falls_back_to_fp32
     half = OnnxRuntimeClassifier(halves["fp16"])
     assert half.precision == "fp16"
@@ -191,13 +189,13 @@ def test_onnx_runtime_says_when_it_computes_in_another_precision(
         ("bf16", "Gemm", ["bfloat16"], True),
     ],
 )
-def test_what_a_profile_shows(precision: str, operator: str, formats: list[str], expected: bool) -> None:
+def test_ran_in_precision(precision: str, operator: str, formats: list[str], expected: bool) -> None:
     event = {"args": {"op_name": operator, "input_type_shape": [{kind: [1, 2]} for kind in formats]}}
     assert ran_in_precision(precision, [event]) is expected
 
 
-def test_infinities_are_no_warnings(tmp_path: Path) -> None:
-    """Half precision ends at 65504; what is beyond is infinite, as on hardware."""
+def test_overflow_raises_no_warning(tmp_path: Path) -> None:
+    """Values beyond 65504 are infinite in float16, as on hardware."""
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten())
     with torch.no_grad():
         for parameter in network.parameters():
@@ -207,17 +205,17 @@ def test_infinities_are_no_warnings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a protobuf"])
-def test_files_that_are_no_onnx(tmp_path: Path, content: bytes) -> None:
+def test_invalid_file_raises(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"m\.onnx"):
         ReferenceClassifier(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(
-    ("operator", "shape", "words"),
+    ("operator", "shape", "message"),
     [("Flatten", ["N", 8], "expected one input"), ("NoSuchOperator", ["N", 3, 2, 2], "cannot load")],
 )
-def test_models_that_it_cannot_run(operator: str, shape: list[Any], words: str, tmp_path: Path) -> None:
+def test_unsupported_model_raises(operator: str, shape: list[Any], message: str, tmp_path: Path) -> None:
     info, kind = helper.make_tensor_value_info, TensorProto.FLOAT
     graph = helper.make_graph(
         [helper.make_node(operator, ["x"], ["y"])], "g", [info("x", kind, shape)],
@@ -225,10 +223,10 @@ def test_models_that_it_cannot_run(operator: str, shape: list[Any], words: str, 
         [numpy_helper.from_array(np.zeros(1, np.float32), "unused")],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "m.onnx")
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ArtifactError, match=message):
         ReferenceClassifier(tmp_path / "m.onnx")
 
 
-def test_it_needs_no_torch() -> None:
+def test_imports_no_torch() -> None:
     code = "import sys, robust_export.runtimes.onnx_reference; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

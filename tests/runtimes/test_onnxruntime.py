@@ -1,4 +1,4 @@
-"""ONNX Runtime as a classifier: the same numbers, and clear words about files that are none."""
+"""OnnxRuntimeClassifier on the CPU: logits, metadata, and invalid files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pixels(n: int) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.float32]
 
 
 @pytest.mark.parametrize("n", [1, 5, 8, 13])
-def test_agrees_with_pytorch_whatever_the_batch(trained: Path, n: int) -> None:
+def test_agrees_with_pytorch(trained: Path, n: int) -> None:
     network = load(trained)
     classifier = OnnxRuntimeClassifier(trained / "model.onnx", batch_size=5)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_agrees_with_pytorch_whatever_the_batch(trained: Path, n: int) -> None:
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_knows_what_the_file_says(trained: Path) -> None:
+def test_metadata_is_read(trained: Path) -> None:
     classifier = OnnxRuntimeClassifier(trained / "model.onnx")
     assert classifier.labels == Bundle.open(trained).labels
     assert classifier.input_shape == (3, 8, 8)
@@ -43,32 +43,32 @@ def test_knows_what_the_file_says(trained: Path) -> None:
     assert classifier.sparta_nodes == 11
 
 
-def test_counts_the_nodes_that_a_kernel_ran(trained: Path, tmp_path: Path) -> None:
-    """Without a kernel library the function bodies are inlined: none is fused."""
+def test_no_fused_nodes_without_kernel(trained: Path, tmp_path: Path) -> None:
+    """Without a kernel library ONNX Runtime inlines the function bodies."""
     assert OnnxRuntimeClassifier(trained / "model.onnx").fused_nodes() == 0
 
 
-def test_other_peoples_files_have_no_labels(tmp_path: Path) -> None:
+def test_file_without_labels(tmp_path: Path) -> None:
     path = export_onnx(nn.Flatten(), tmp_path / "m.onnx", 4)
     assert OnnxRuntimeClassifier(path).labels is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a protobuf", b"\x08\x07", b"PK\x03\x04 a zip"])
-def test_files_that_are_no_onnx(tmp_path: Path, content: bytes) -> None:
+def test_invalid_file_raises(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"m\.onnx"):
         OnnxRuntimeClassifier(path)
 
 
-def test_a_truncated_file(trained: Path, tmp_path: Path) -> None:
+def test_truncated_file_raises(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes((trained / "model.onnx").read_bytes()[:-1000])
     with pytest.raises(ArtifactError, match=r"m\.onnx"):
         OnnxRuntimeClassifier(path)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be read"):
         OnnxRuntimeClassifier(tmp_path / "none.onnx")
 
@@ -78,7 +78,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
     [([("a", [1, 3, 8, 8]), ("b", [1])], [1, 5]), ([("a", [1, 8])], [1, 5]), ([("a", [1, 3, 8, 8])], [5])],
     ids=["two inputs", "no image", "no logits"],
 )
-def test_a_model_that_is_no_classifier_of_images(
+def test_non_classifier_raises(
     tmp_path: Path, inputs: list[tuple[str, list[int]]], output: list[int]
 ) -> None:
     info, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT

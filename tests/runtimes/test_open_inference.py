@@ -1,4 +1,4 @@
-"""The bytes of the Open Inference protocol, without a network: what is read, and what is refused."""
+"""Responses of the Open Inference protocol: what `read_logits` accepts and refuses."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robust_export.runtimes.open_inference import clip, read_logits
+from robust_export.runtimes.open_inference import one_line, read_logits
 
 
 def tensor(**changes: Any) -> bytes:
-    """Return an answer with one output, x, of two numbers."""
+    """Return a response with one output, x, of two numbers."""
     entry = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2.5], **changes}
     return json.dumps({"outputs": [entry]}).encode()
 
 
-def test_numbers_that_json_has_in_several_ways() -> None:
+def test_json_numbers() -> None:
     np.testing.assert_array_equal(read_logits(tensor(), None, "x"), [[1, 2.5]])
     np.testing.assert_array_equal(read_logits(tensor(data=[None, 2]), None, "x"), [[np.nan, 2]])
     np.testing.assert_array_equal(
@@ -54,24 +54,24 @@ def test_numbers_that_json_has_in_several_ways() -> None:
         (tensor(parameters={"binary_data_size": "8"}), None),
     ],
 )  # fmt: skip
-def test_bytes_that_are_no_answer(content: bytes, length: str | None) -> None:
+def test_invalid_response_raises_one_line(content: bytes, length: str | None) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         read_logits(content, length, "x")
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_bytes_that_are_missing() -> None:
+def test_missing_bytes_raise() -> None:
     header = tensor(parameters={"binary_data_size": 8})
-    with pytest.raises(ValueError, match="x should have 8 bytes of data, but 4 are there"):
+    with pytest.raises(ValueError, match="x should have 8 bytes of data, but 4 are left"):
         read_logits(header + b"1234", str(len(header)), "x")
 
 
-def test_bytes_that_are_no_numbers() -> None:
+def test_partial_number_raises() -> None:
     header = tensor(parameters={"binary_data_size": 7})
-    with pytest.raises(ValueError, match="7 bytes are no FP32 data"):
+    with pytest.raises(ValueError, match="7 bytes are not FP32 data"):
         read_logits(header + b"1234567", str(len(header)), "x")
 
 
-def test_a_servers_words_cannot_take_over_the_terminal() -> None:
-    assert clip("\x1b[2Jgone\r\nnow \u202e") == "[2Jgone now"
-    assert clip("x" * 9999) == "x" * 300 + "..."
+def test_one_line_removes_control_characters() -> None:
+    assert one_line("\x1b[2Jgone\r\nnow \u202e") == "[2Jgone now"
+    assert one_line("x" * 9999) == "x" * 300 + "..."

@@ -1,4 +1,4 @@
-"""A small server of the Open Inference (V2) protocol, written apart from the client that it tests."""
+"""A small server of the Open Inference (V2) protocol, independent of the client that it tests."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Fault = Literal[
     "rows",  # one row too few
-    "shape",  # a shape that its data do not have
+    "shape",  # a shape that does not fit the data
     "nan",  # the first row is NaN
-    "permuted",  # the pixels of each image are taken as [H, W, C]
+    "permuted",  # reads each image as [H, W, C]
     "limit",  # 400 for more than LIMIT images
-    "truncated",  # the last bytes, or numbers, of the data are missing
-    "cut",  # the connection ends in the middle of the answer
+    "truncated",  # without the last bytes, or numbers, of the data
+    "cut",  # closes the connection in the middle of the response
     "500",  # for every inference
     "401",
     "busy",  # 429, Retry-After: 2, for the first two inferences
-    "closed once",  # no answer to the first inference
-    "closed",  # no answer to any
-    "slow",  # no answer before the server ends
-    "moved",  # to another host
-    "html",  # a page, with status 200
-    "more",  # another output, before the logits
-    "nested",  # JSON data as a list of rows, not a flat one
+    "closed once",  # no response to the first inference
+    "closed",  # no response to any
+    "slow",  # no response before the server stops
+    "moved",  # redirects to another host
+    "html",  # an HTML page with status 200
+    "more",  # another output before the logits
+    "nested",  # JSON data as a list of rows instead of a flat list
 ]
 NAME, LIMIT = "net", 4
 LENGTH = "Inference-Header-Content-Length"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the server was asked."""
+class Request:
+    """A request to the server."""
 
     method: str
     path: str
     headers: Mapping[str, str]  # names in lower case
-    port: int  # the client's: one per connection
+    port: int  # of the client; one per connection
     rows: int = 0  # images
-    binary: bool = False  # whether they came as bytes
-    wants_binary: bool = False
+    binary: bool = False  # the images came as bytes
+    binary_response: bool = False
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # so that they are waited for
+    daemon_threads = False  # server_close() waits for them
 
     def __init__(self, answer: Callable[[_Handler, bytes], None]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -64,18 +64,18 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away, or spoke TLS."""
+        """Ignore clients that disconnected or spoke TLS."""
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self.shutdown()
         for connection in self.connections:
-            with suppress(OSError):  # it is closed already
+            with suppress(OSError):  # already closed
                 connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # which keeps connections
+    protocol_version = "HTTP/1.1"  # keeps connections open
     disable_nagle_algorithm = True
     server: _Server
 
@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
     def reply(
         self, status: int, content: Any, headers: Mapping[str, str] | None = None, missing: int = 0
     ) -> None:
-        """Send JSON or bytes; the connection ends before the last bytes where some are `missing`."""
+        """Send JSON or bytes; close the connection before the last `missing` bytes."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
@@ -104,30 +104,31 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(
-    function: Callable[[Array], Array], *, plane: Sequence[int], classes: int, fault: Fault | None = None,
-    binary: bool = True, metadata: Mapping[str, Any] | None = None, seen: list[Seen] | None = None,
+    function: Callable[[Array], Array], *, input_shape: Sequence[int], classes: int,
+    fault: Fault | None = None, binary: bool = True, metadata: Mapping[str, Any] | None = None,
+    requests: list[Request] | None = None,
 ) -> Iterator[str]:  # fmt: skip
-    """Serve a function on this machine; yield the server's address: the model is at {address}/v2/models/net.
+    """Serve a function on localhost; yield the server's address. The model is at {address}/v2/models/net.
 
     Args:
         function: float32 [N, C, H, W] to float32 [N, K].
-        plane: C, H, W.
+        input_shape: C, H, W.
         classes: K.
-        binary: whether the server has the binary tensor extension; if not, it refuses what is sent so.
-        metadata: entries of the model's metadata that replace its own.
-        seen: gets what the server is asked, in order.
+        binary: support the binary tensor extension; otherwise refuse binary requests.
+        metadata: entries that replace those of the model's metadata.
+        requests: receives every request in order.
     """
     assert fault is None or fault in get_args(Fault), fault
-    described = {
+    model_metadata = {
         "name": NAME,
         "versions": ["1"],
         "platform": "test",
-        "inputs": [{"name": "pixels", "datatype": "FP32", "shape": [-1, *plane]}],
+        "inputs": [{"name": "pixels", "datatype": "FP32", "shape": [-1, *input_shape]}],
         "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, classes]}],
         **(metadata or {}),
     }
-    log = [] if seen is None else seen
-    ended = threading.Event()
+    log = [] if requests is None else requests
+    stopping = threading.Event()
 
     def answer(handler: _Handler, body: bytes) -> None:
         path = handler.path
@@ -137,33 +138,35 @@ def serve(
         if body:
             request = json.loads(body[:split])
         rows, is_binary = request["inputs"][0]["shape"][0], LENGTH.lower() in headers
-        wants = any(entry.get("parameters", {}).get("binary_data") for entry in request["outputs"])
-        asked = Seen(handler.command, path, headers, handler.client_address[1], rows, is_binary, wants)
-        log.append(asked)
+        binary_response = any(entry.get("parameters", {}).get("binary_data") for entry in request["outputs"])
+        received = Request(
+            handler.command, path, headers, handler.client_address[1], rows, is_binary, binary_response
+        )
+        log.append(received)
         model = path.removesuffix("/infer").removesuffix("/versions/1")
-        if asked.method == "GET" and path == "/v2":
+        if received.method == "GET" and path == "/v2":
             extensions = ["binary_tensor_data"] if binary else []
             handler.reply(200, {"name": "test", "version": "1", "extensions": extensions})
         elif model != f"/v2/models/{NAME}":
             handler.reply(404, {"error": f"there is no {path} here"})
-        elif asked.method == "GET":
-            handler.reply(200, described)
+        elif received.method == "GET":
+            handler.reply(200, model_metadata)
         elif is_binary and not binary:
-            handler.reply(400, {"error": "what is this after the JSON?"})
+            handler.reply(400, {"error": "unexpected bytes after the JSON"})
         else:
             try:
                 infer(handler, request, body[split:])
             except (AssertionError, ValueError) as error:
-                handler.reply(500, {"error": f"this is no request: {error!r}"})
+                handler.reply(500, {"error": f"invalid request: {error!r}"})
 
     def infer(handler: _Handler, request: Any, raw: bytes) -> None:
         (tensor,) = request["inputs"]
-        first = sum(asked.method == "POST" for asked in log)
+        count = sum(received.method == "POST" for received in log)
         if fault == "500":
-            return handler.reply(500, {"error": "the model fell over"})
+            return handler.reply(500, {"error": "the model failed"})
         if fault == "401":
-            return handler.reply(401, {"error": "who are you?"})
-        if fault == "busy" and first <= 2:
+            return handler.reply(401, {"error": "unauthenticated"})
+        if fault == "busy" and count <= 2:
             return handler.reply(429, {"error": "one at a time"}, {"Retry-After": "2"})
         if fault == "limit" and tensor["shape"][0] > LIMIT:
             return handler.reply(400, {"error": f"batch-size must be <= {LIMIT}"})
@@ -172,12 +175,12 @@ def serve(
         if fault == "html":
             return handler.reply(200, b"<html>Welcome to the gateway</html>")
         if fault == "slow":
-            ended.wait()
-        if fault in ("slow", "closed") or (fault == "closed once" and first == 1):
+            stopping.wait()
+        if fault in ("slow", "closed") or (fault == "closed once" and count == 1):
             handler.close_connection = True
             return None
         assert tensor["datatype"] == "FP32"
-        assert tensor["name"] == described["inputs"][0]["name"]
+        assert tensor["name"] == model_metadata["inputs"][0]["name"]
         if "data" in tensor:
             pixels = np.array(tensor["data"], "f4").reshape(tensor["shape"])
         else:
@@ -191,12 +194,12 @@ def serve(
             logits[0] = np.nan
         if fault == "rows":
             logits = logits[:-1]
-        (wanted,) = request["outputs"]
-        assert wanted["name"] == described["outputs"][0]["name"]
-        outputs = [(wanted["name"], logits)]
+        (requested,) = request["outputs"]
+        assert requested["name"] == model_metadata["outputs"][0]["name"]
+        outputs = [(requested["name"], logits)]
         if fault == "more":
             outputs.insert(0, ("features", np.ones((len(logits), 2), np.float32)))
-        return send(handler, outputs, bool(wanted.get("parameters", {}).get("binary_data")))
+        return send(handler, outputs, bool(requested.get("parameters", {}).get("binary_data")))
 
     def send(handler: _Handler, outputs: list[tuple[str, Array]], as_bytes: bool) -> None:
         entries: list[dict[str, Any]] = []
@@ -223,6 +226,6 @@ def serve(
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        ended.set()
-        server.end()
+        stopping.set()
+        server.stop()
         thread.join()

@@ -1,1 +1,1 @@
-"""Runtimes: everything that runs an artifact, behind one protocol (classifier.py)."""
+"""Runtimes: every way to run a model or an artifact, behind the protocol of `classifier`."""

@@ -1,4 +1,4 @@
-"""The one thing that verification needs of a model, whatever runs it."""
+"""The protocol that every runtime implements: pixels in, logits out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Logits = npt.NDArray[np.float32]  # [N, K]
 
 
 class Classifier(Protocol):
-    """Pixels to logits: PyTorch, ONNX Runtime, TensorRT or a server.
+    """A model that maps pixels to logits: PyTorch, ONNX Runtime, TensorRT or a server.
 
-    Normalisation is inside, so that an attack's epsilon means the same everywhere.
+    It normalises the pixels itself, so an attack's epsilon means the same for every runtime.
     """
 
     runtime: str  # "pytorch", "onnxruntime", ...
-    precision: str  # "fp32", "fp16", "bf16", "int8"; "unknown" where only a server knows
+    precision: str  # "fp32", "fp16", "bf16" or "int8"; "unknown" for a server
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Return the logits, float32 [N, K], of float32 pixels [N, C, H, W] in [0, 1]."""
@@ -26,17 +26,17 @@ class Classifier(Protocol):
 
 
 class Artifact(Classifier, Protocol):
-    """A classifier that was exported, or is served, and says what it is."""
+    """A classifier that runs an exported file or calls a served model."""
 
-    plane: tuple[int, ...]  # C, H, W of the images it takes
+    input_shape: tuple[int, ...]  # C, H, W
     classes: int  # K
     sparta_nodes: int
 
     @property
     def labels(self) -> list[str] | None:
-        """The labels of the logits, None where it does not say."""
+        """The labels of the logits, None if the artifact does not hold them."""
         ...
 
     def fused_nodes(self) -> int:
-        """Return how many Sparta nodes a fused kernel really ran."""
+        """Return the number of Sparta nodes that a fused kernel ran."""
         ...

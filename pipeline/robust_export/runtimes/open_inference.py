@@ -1,7 +1,7 @@
-"""The bytes of the Open Inference (V2) protocol, REST: requests to write, answers to read. No network.
+"""Encode requests and decode responses of the Open Inference (V2) protocol over REST, without networking.
 
-Source: https://github.com/kserve/open-inference-protocol; for tensors as bytes, little-endian and row-major,
-after the JSON, Triton's binary tensor data extension.
+Source: https://github.com/kserve/open-inference-protocol. Tensors may also be sent as bytes after the JSON,
+little-endian and row-major: Triton's binary tensor data extension.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from robust_export.runtimes.classifier import Logits, Pixels
 
-BINARY = "binary_tensor_data"  # the extension's name, in a server's metadata
-LENGTH = "Inference-Header-Content-Length"  # bytes of the JSON that binary tensors follow
-LABELS = "robust_export.labels"  # a parameter of a model: its labels, as the JSON that the exported file has
-WORDS = 300  # characters of a server's words that are shown
+BINARY_EXTENSION = "binary_tensor_data"  # its name in a server's metadata
+HEADER_LENGTH = "Inference-Header-Content-Length"  # header: bytes of JSON before the binary tensors
+LABELS_PARAMETER = "robust_export.labels"  # of a model's metadata: a JSON list of strings
+MAX_SHOWN = 300  # characters of a server's text in our messages
 
 
 class Tensor(BaseModel):
-    """A tensor of an answer, or the signature of one, where a dimension that is free is -1."""
+    """A tensor of a response, or the specification of one, in which a free dimension is -1."""
 
     name: str
     datatype: str
@@ -36,89 +36,99 @@ class Tensor(BaseModel):
 
 
 class Metadata(BaseModel):
-    """What a server says of a model."""
+    """The metadata of a served model."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]
     parameters: dict[str, Any] | None = None
 
     def labels(self) -> list[str] | None:
-        """Return the labels of the logits, None where the server does not say.
+        """Return the labels of the logits, None if the metadata has none.
 
         Raises:
-            ValueError: if they are no JSON list of texts.
+            ValueError: if they are not a JSON list of strings.
         """
-        text = (self.parameters or {}).get(LABELS)
+        text = (self.parameters or {}).get(LABELS_PARAMETER)
         try:
             return None if text is None else TypeAdapter(list[str]).validate_json(str(text))
         except ValidationError as error:
-            raise ValueError(f"its {LABELS} are no JSON list of texts") from error
+            raise ValueError(f"its {LABELS_PARAMETER} is not a JSON list of strings") from error
 
 
 class Server(BaseModel):
-    """What a server says of itself."""
+    """The metadata of a server."""
 
     extensions: list[str] = []
 
 
-class Answer(BaseModel):
+class Response(BaseModel):
+    """The response to an inference request."""
+
     outputs: list[Tensor]
 
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def parse(kind: type[Kind], content: bytes) -> Kind:
-    """Return JSON as what it should be.
+def parse_json(schema: type[Schema], content: bytes) -> Schema:
+    """Return JSON as an instance of `schema`.
 
     Raises:
-        ValueError: in one line, if it is something else.
+        ValueError: if it does not fit, with a message of one line.
     """
     try:
-        return kind.model_validate_json(content)
+        return schema.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+        location = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{location}: {first['msg']}" if location else first["msg"]) from error
 
 
 def write_request(pixels: Pixels, input: str, output: str, binary: bool) -> tuple[bytes, dict[str, str]]:
-    """Return the body and the headers that ask for one output, of float32 pixels [N, C, H, W]."""
+    """Return the body and headers of an inference request.
+
+    Args:
+        pixels: float32 [N, C, H, W].
+        input: the name of the model's input.
+        output: the name of the output to return.
+        binary: send the tensor as bytes after the JSON.
+    """
     tensor: dict[str, Any] = {"name": input, "shape": list(pixels.shape), "datatype": "FP32"}
-    wanted: dict[str, Any] = {"name": output}
+    requested: dict[str, Any] = {"name": output}
     if not binary:
-        tensor["data"] = pixels.ravel().tolist()  # as float64, whose text stands for the very same float32
-        body = {"inputs": [tensor], "outputs": [wanted]}
+        tensor["data"] = pixels.ravel().tolist()  # float64: its decimal text parses to the same float32
+        body = {"inputs": [tensor], "outputs": [requested]}
         return json.dumps(body, separators=(",", ":")).encode(), {"Content-Type": "application/json"}
     raw = pixels.astype("<f4").tobytes()
     tensor["parameters"] = {"binary_data_size": len(raw)}
-    wanted["parameters"] = {"binary_data": True}
-    header = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
-    return header + raw, {"Content-Type": "application/octet-stream", LENGTH: str(len(header))}
+    requested["parameters"] = {"binary_data": True}
+    header = json.dumps({"inputs": [tensor], "outputs": [requested]}).encode()
+    return header + raw, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
 
 
-def read_logits(content: bytes, length: str | None, output: str) -> Logits:
-    """Return an output of an answer, float32 of any shape, whichever way the server chose to send it.
+def read_logits(content: bytes, header_length: str | None, output: str) -> Logits:
+    """Return an output of a response, sent as JSON or as bytes: float32 of any shape.
 
     Args:
-        content: the body.
-        length: the header `LENGTH`, None where there is none.
+        content: the response's body.
+        header_length: the value of the header `HEADER_LENGTH`, None if it is absent.
+        output: the output's name.
 
     Raises:
-        ValueError: in one line, if the answer is none, or is not what it says.
+        ValueError: if the body is not a valid response, with a message of one line.
     """
-    if length is not None and not (length.isdecimal() and int(length) <= len(content)):
-        raise ValueError(f"{LENGTH} is {length[:20]}, of {len(content)} bytes")
-    split = len(content) if length is None else int(length)
-    answer, tail = parse(Answer, content[:split]), content[split:]
-    for tensor in answer.outputs:
+    if header_length is not None and not (header_length.isdecimal() and int(header_length) <= len(content)):
+        raise ValueError(f"{HEADER_LENGTH} is {header_length[:20]}, but the body has {len(content)} bytes")
+    split = len(content) if header_length is None else int(header_length)
+    response, tail = parse_json(Response, content[:split]), content[split:]
+    for tensor in response.outputs:
         size = (tensor.parameters or {}).get("binary_data_size")
         if size is not None and not (isinstance(size, int) and 0 <= size <= len(tail)):
-            raise ValueError(f"{tensor.name} should have {size} bytes of data, but {len(tail)} are there")
+            raise ValueError(f"{tensor.name} should have {size} bytes of data, but {len(tail)} are left")
         if tensor.name == output:
             return _values(tensor, None if size is None else tail[:size])
         tail = tail[size or 0 :]
-    names = ", ".join(tensor.name for tensor in answer.outputs) or "none"
+    names = ", ".join(tensor.name for tensor in response.outputs) or "none"
     raise ValueError(f"it has no output {output}; its outputs are {names}")
 
 
@@ -127,35 +137,35 @@ def _values(tensor: Tensor, raw: bytes | None) -> Logits:
         raise ValueError(f"output {tensor} is not FP32")
     if raw is not None:
         if len(raw) % 4:
-            raise ValueError(f"{len(raw)} bytes are no FP32 data")
+            raise ValueError(f"{len(raw)} bytes are not FP32 data: expected a multiple of 4")
         values = np.frombuffer(raw, "<f4").astype(np.float32)
     else:
         try:
             with np.errstate(over="ignore"):
-                values = np.array(tensor.data, np.float32)  # null, as some write NaN, is NaN
+                values = np.array(tensor.data, np.float32)  # null, which some servers write for NaN, is NaN
         except (TypeError, ValueError) as error:
-            raise ValueError(f"the data of output {tensor} are no numbers") from error
+            raise ValueError(f"the data of output {tensor} are not numbers") from error
     if values.size != math.prod(tensor.shape):
         raise ValueError(f"output {tensor} has {values.size} numbers")
     return values.reshape(tensor.shape)
 
 
-def words(content: bytes) -> str:
-    """Return, in one line, what an answer says went wrong: V2's `error`, others' `detail`, or its text."""
+def error_text(content: bytes) -> str:
+    """Return, in one line, the error of a response: `error` (V2), `detail` (others), or the whole text."""
     try:
-        answer = pydantic_core.from_json(content)
+        response = pydantic_core.from_json(content)
     except ValueError:
-        answer = content.decode("utf-8", "replace")
-    if isinstance(answer, dict):
-        answer = answer.get("error") or answer.get("detail") or answer
-    return clip(str(answer))
+        response = content.decode("utf-8", "replace")
+    if isinstance(response, dict):
+        response = response.get("error") or response.get("detail") or response
+    return one_line(str(response))
 
 
-def clip(text: str) -> str:
-    r"""Return a text of unknown origin as one line of printable characters, not too long.
+def one_line(text: str) -> str:
+    r"""Return an untrusted text as one line of printable characters, cut after MAX_SHOWN.
 
-    >>> clip("a server's\n\x1b[31mwords")
+    >>> one_line("a server's\n\x1b[31mwords")
     "a server's [31mwords"
     """
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= WORDS else text[:WORDS] + "..."
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."

@@ -1,4 +1,4 @@
-"""A PyTorch network as a classifier: the source that artifacts are compared with."""
+"""The reference model: a PyTorch network as a classifier, with which artifacts are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = npt.NDArray[np.float32]
 
 
 class PyTorchClassifier:
-    """Runs a module in eval mode, a batch at a time, in the channels-last layout (a tenth faster)."""
+    """Run a module in eval mode, in batches, in the channels-last layout (10 % faster on a CPU)."""
 
     runtime = "pytorch"
     precision = "fp32"
@@ -25,7 +25,7 @@ class PyTorchClassifier:
 
     @property
     def normalisation(self) -> tuple[Array, Array] | None:
-        """The mean and deviation, [C, 1, 1] each, that a `PixelClassifier` normalises by; None of others."""
+        """Mean and standard deviation, [C, 1, 1] each, of a `PixelClassifier`; None for other modules."""
         mean, std = getattr(self.module, "mean", None), getattr(self.module, "std", None)
         if mean is None or std is None:
             return None
@@ -33,6 +33,6 @@ class PyTorchClassifier:
 
     def __call__(self, pixels: Pixels) -> Logits:
         with torch.inference_mode():
-            chunks = torch.from_numpy(pixels).split(self.batch_size)
-            outputs = [self.module(chunk.to(self.device)).float().cpu() for chunk in chunks]
+            batches = torch.from_numpy(pixels).split(self.batch_size)
+            outputs = [self.module(batch.to(self.device)).float().cpu() for batch in batches]
         return np.concatenate([output.numpy() for output in outputs])

@@ -1,4 +1,4 @@
-"""What runs an artifact, behind one protocol (`robust_export.runtimes.classifier`)."""
+"""Open an artifact, a file or a served model, as a classifier."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ RUNTIMES = (*ONNX_RUNTIMES, "tensorrt")
 
 
 def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -> Artifact:
-    """Return a file, ONNX or an engine, as a classifier of the runtime named; `settings` are its own.
+    """Open an ONNX file or a TensorRT engine with a runtime.
+
+    Args:
+        runtime: one of `RUNTIMES`.
+        settings: keyword arguments of the runtime's classifier class.
 
     Raises:
-        UnknownName: for another runtime.
-        ArtifactError: if the runtime is not installed, has no GPU that it needs, or refuses the file.
+        UnknownName: for a runtime that is not in `RUNTIMES`.
+        ArtifactError: if the runtime is not installed, lacks the GPU it needs, or refuses the file.
     """
     if runtime.startswith("onnxruntime") and runtime in RUNTIMES:
         from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
@@ -44,7 +48,7 @@ def open_file(path: str | Path, runtime: str = "onnxruntime", **settings: Any) -
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text is an address, http or https, and no file.
+    """Return whether a text is an http or https address.
 
     >>> is_url("http://localhost:8080/v2/models/net"), is_url("model.onnx")
     (True, False)
@@ -53,11 +57,15 @@ def is_url(text: str) -> bool:
 
 
 def open_url(url: str, **settings: Any) -> RemoteClassifier:
-    """Return a served model as a classifier; `settings` are those of `RemoteClassifier`.
+    """Open a served model.
+
+    Args:
+        url: http(s)://host:port/v2/models/NAME.
+        settings: keyword arguments of `RemoteClassifier`.
 
     Raises:
-        InvalidValue: if the address has another form than http(s)://host:port/v2/models/NAME.
-        ArtifactError: if the server cannot be reached, or serves no classifier of images there.
+        InvalidValue: if the address has another form.
+        ArtifactError: if the server cannot be reached, or the model is not an image classifier.
     """
     from robust_export.runtimes.remote import RemoteClassifier
 

@@ -1,4 +1,4 @@
-"""An engine as a classifier, against stand-ins for TensorRT and CUDA; with a GPU, against PyTorch."""
+"""TensorRTClassifier with test doubles of TensorRT and CUDA, and on a GPU against PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robust_export.errors import ArtifactError, BundleError
 from robust_export.runtimes.registry import open_file
 from robust_export.runtimes.tensorrt import classifier as tensorrt
 from robust_export.runtimes.tensorrt import cuda as cuda_module
-from robust_export.runtimes.tensorrt.classifier import SHAPES, NoGPU, TensorRTClassifier
+from robust_export.runtimes.tensorrt.classifier import MAX_PREPARED, NoGPU, TensorRTClassifier
 from robust_export.runtimes.tensorrt.variants import Variant
 from tests.runtimes.gpu_double import Cuda, Engine
 from tests.runtimes.gpu_double import tensorrt as stand_in
@@ -32,12 +32,12 @@ FACTS: dict[str, Any] = {
 
 class Log:
     def take(self) -> str:
-        return "TensorRT's own words"
+        return "TensorRT's error"
 
 
 @dataclass
 class Machine:
-    """A bundle with an engine, and a machine with a GPU for it, as far as the stand-ins go."""
+    """A bundle with an engine, and a machine with a GPU for it."""
 
     bundle: Bundle
     cuda: Cuda
@@ -48,46 +48,49 @@ class Machine:
         return self.bundle.file("model.sm89.engine")
 
     def open(self, **settings: Any) -> TensorRTClassifier:
-        return TensorRTClassifier(self.path, cuda=cuda_module.Cuda(self.cuda), **settings)
+        return TensorRTClassifier(self.path, cuda=cuda_module.CudaStream(self.cuda), **settings)
 
     def pixels(self, count: int) -> Any:
-        return np.random.default_rng(count).random((count, *self.engine.model.plane), dtype=np.float32)
+        return np.random.default_rng(count).random((count, *self.engine.model.input_shape), dtype=np.float32)
 
 
 @pytest.fixture
 def machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Machine:
     cuda = Cuda()
     engine = Engine(cuda, bundle.file("model.onnx"), (2, 5))
-    flavor = Variant("tensorrt", stand_in(engine), Log())
-    monkeypatch.setattr(tensorrt, "find", lambda name: flavor)
-    monkeypatch.setattr(tensorrt, "gpu", lambda: (8, 9))
+    variant = Variant("tensorrt", stand_in(engine), Log())
+    monkeypatch.setattr(tensorrt, "load_variant", lambda name: variant)
+    monkeypatch.setattr(tensorrt, "gpu_capability", lambda: (8, 9))
     bundle.write({"model.sm89.engine": b"a plan"}, "engine", **FACTS)
     return Machine(bundle, cuda, engine)
 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "plain"])
-def test_batches_of_every_size(machine: Machine, graphs: bool) -> None:
+def test_batch_sizes(machine: Machine, graphs: bool) -> None:
     classifier = machine.open(graphs=graphs)
-    for count in (3, 1, 2, 5, 6, 13, 3, 1, 5, 0):  # the profile takes 2 to 5
+    for count in (3, 1, 2, 5, 6, 13, 3, 1, 5, 0):  # the profile has batches of 2 to 5
         pixels = machine.pixels(count)
         expected = machine.engine.model(pixels) if count else np.empty((0, classifier.classes))
         np.testing.assert_allclose(classifier(pixels), expected, atol=1e-5)
-    assert machine.engine.contexts == 3  # for 2, 3 and 5; 1 is filled up, 6 and 13 are cut
-    assert (machine.cuda.replays > 0) == graphs
+    assert machine.engine.contexts == 3  # for 2, 3 and 5: 1 is padded, 6 and 13 are split
+    assert (machine.cuda.launches > 0) == graphs
 
 
-def test_what_it_says_of_itself(machine: Machine) -> None:
+def test_metadata_is_read(machine: Machine) -> None:
     classifier = machine.open()
     assert (classifier.runtime, classifier.precision, classifier.sparta_nodes) == ("tensorrt", "fp32", 3)
     assert classifier.labels == machine.bundle.labels
-    assert (classifier.plane, classifier.classes) == (machine.engine.model.plane, len(machine.bundle.labels))
+    assert (classifier.input_shape, classifier.classes) == (
+        machine.engine.model.input_shape,
+        len(machine.bundle.labels),
+    )
     assert classifier.fused_nodes() == machine.engine.model.sparta_nodes
     classifier(machine.pixels(4))
     classifier.compute(4)
-    assert not machine.cuda.queue  # it has waited
+    assert not machine.cuda.queue
 
 
-def test_answers_are_the_callers_own(machine: Machine) -> None:
+def test_logits_are_copies(machine: Machine) -> None:
     classifier = machine.open()
     first = classifier(machine.pixels(3))
     kept = first.copy()
@@ -95,25 +98,25 @@ def test_answers_are_the_callers_own(machine: Machine) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-def test_graphs_of_old_sizes_are_forgotten(machine: Machine) -> None:
-    machine.engine.batches = (1, 2 * SHAPES)
+def test_oldest_graphs_are_destroyed(machine: Machine) -> None:
+    machine.engine.batches = (1, 2 * MAX_PREPARED)
     classifier = machine.open()
-    for count in range(1, 2 * SHAPES + 1):
+    for count in range(1, 2 * MAX_PREPARED + 1):
         pixels = machine.pixels(count)
         np.testing.assert_allclose(classifier(pixels), machine.engine.model(pixels), atol=1e-5)
-    assert len(machine.cuda.graphs) == SHAPES
+    assert len(machine.cuda.graphs) == MAX_PREPARED
 
 
-def test_an_engine_that_cannot_be_captured_runs_without(machine: Machine) -> None:
-    machine.cuda.spoilt = True
+def test_failed_capture_runs_without_graph(machine: Machine) -> None:
+    machine.cuda.capture_fails = True
     classifier = machine.open()
     for _ in range(3):
         pixels = machine.pixels(3)
         np.testing.assert_allclose(classifier(pixels), machine.engine.model(pixels), atol=1e-5)
-    assert machine.cuda.replays == 0
+    assert machine.cuda.launches == 0
 
 
-def test_all_memory_is_given_back(machine: Machine) -> None:
+def test_memory_is_freed(machine: Machine) -> None:
     classifier = machine.open()
     classifier(machine.pixels(3))
     assert len(machine.cuda.memory) == 4
@@ -122,7 +125,7 @@ def test_all_memory_is_given_back(machine: Machine) -> None:
     assert not machine.cuda.memory
 
 
-def test_threads_get_their_own_answers(machine: Machine) -> None:
+def test_threads_get_their_own_logits(machine: Machine) -> None:
     classifier = machine.open()
     wrong: list[int] = []
 
@@ -141,7 +144,7 @@ def test_threads_get_their_own_answers(machine: Machine) -> None:
     assert not wrong
 
 
-def test_other_images_are_refused(machine: Machine) -> None:
+def test_wrong_image_size_raises(machine: Machine) -> None:
     with pytest.raises(ArtifactError, match=r"takes images \[\d+, \d+, \d+\]; got \[1, 3, 4\]"):
         machine.open()(np.zeros((2, 1, 3, 4), np.float32))
 
@@ -150,7 +153,7 @@ def test_other_images_are_refused(machine: Machine) -> None:
     "call", ["cudaStreamCreateWithFlags", "cudaMalloc", "cudaMallocHost", "cudaMemcpyAsync",
              "cudaStreamSynchronize", "cudaStreamBeginCapture", "cudaGraphInstantiate", "cudaGraphLaunch"],
 )  # fmt: skip
-def test_what_cuda_refuses_is_an_error(machine: Machine, call: str) -> None:
+def test_cuda_errors_raise(machine: Machine, call: str) -> None:
     def run() -> None:
         classifier = machine.open()
         for _ in range(2):
@@ -162,9 +165,9 @@ def test_what_cuda_refuses_is_an_error(machine: Machine, call: str) -> None:
         run()
 
 
-def test_what_tensorrt_refuses_is_an_error(machine: Machine) -> None:
+def test_failed_run_raises(machine: Machine) -> None:
     machine.engine.fails = True
-    with pytest.raises(ArtifactError, match=r"cannot run .* on 3 images: TensorRT's own words"):
+    with pytest.raises(ArtifactError, match=r"cannot run .* on 3 images: TensorRT's error"):
         machine.open()(machine.pixels(3))
 
 
@@ -172,11 +175,11 @@ def other_version(machine: Machine, facts: dict[str, Any]) -> None:
     facts["tensorrt"] = "10.9.0"
 
 
-def no_plan(machine: Machine, facts: dict[str, Any]) -> None:
+def invalid_plan(machine: Machine, facts: dict[str, Any]) -> None:
     facts["content"] = b"another plan"
 
 
-def odd_types(machine: Machine, facts: dict[str, Any]) -> None:
+def wrong_dtype(machine: Machine, facts: dict[str, Any]) -> None:
     machine.engine.dtypes["pixels"] = "HALF"
 
 
@@ -190,14 +193,18 @@ def other_gpu(machine: Machine, facts: dict[str, Any]) -> None:
         (
             other_version,
             ArtifactError,
-            r"built by version 10\.9\.0; this is TensorRT 11\.1\.0: build it again",
+            r"built by version 10\.9\.0, but TensorRT 11\.1\.0 is installed; build it again",
         ),
-        (no_plan, ArtifactError, r"TensorRT 11\.1\.0 cannot read .*: TensorRT's own words.* build it here"),
-        (odd_types, ArtifactError, "is no classifier of images"),
-        (other_gpu, NoGPU, r"for GPUs of compute capability 12\.0, and this machine's has 8\.9"),
+        (
+            invalid_plan,
+            ArtifactError,
+            r"TensorRT 11\.1\.0 cannot read .*: TensorRT's error.* Build it on this machine",
+        ),
+        (wrong_dtype, ArtifactError, "is not an image classifier"),
+        (other_gpu, NoGPU, r"needs a GPU of compute capability 12\.0, and this machine's has 8\.9"),
     ],
 )
-def test_an_engine_that_does_not_fit(
+def test_unusable_engine_raises(
     machine: Machine, spoil: Callable[..., None], error: type[Exception], message: str
 ) -> None:
     facts = dict(FACTS)
@@ -208,36 +215,36 @@ def test_an_engine_that_does_not_fit(
         machine.open()
 
 
-def test_compatible_engines_run_elsewhere(machine: Machine) -> None:
+def test_compatible_engine_runs(machine: Machine) -> None:
     options = {"version_compatible": True, "hardware_compatible": "ampere_plus"}
     facts = FACTS | {"options": options, "tensorrt": "10.9.0", "compute_capability": "8.6"}
     machine.bundle.write({"model.sm89.engine": b"a plan"}, "engine", **facts)
     assert machine.open()(machine.pixels(2)).shape == (2, len(machine.bundle.labels))
 
 
-def test_a_machine_without_a_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "gpu", lambda: None)
-    with pytest.raises(NoGPU, match=r"for GPUs of compute capability 8\.9, and CUDA sees none here"):
+def test_no_gpu_raises(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "gpu_capability", lambda: None)
+    with pytest.raises(NoGPU, match=r"needs a GPU of compute capability 8\.9, and CUDA sees no GPU"):
         open_file(machine.path, "tensorrt")
 
 
-def test_the_plugin_library_is_loaded_or_missed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugin_library_is_loaded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.bundle.write({"model.sm89.engine": b"a plan"}, "engine", **FACTS | {"plugin": "library"})
     loaded: list[Path] = []
     monkeypatch.setattr(tensorrt, "trt_library", lambda: Path("libsparta_trt.so"))
-    monkeypatch.setattr(tensorrt, "load_plugins", lambda flavor, path: loaded.append(path))
+    monkeypatch.setattr(tensorrt, "load_plugins", lambda variant, path: loaded.append(path))
     assert machine.open().kernel_file == loaded[0] == Path("libsparta_trt.so")
     monkeypatch.setattr(tensorrt, "trt_library", lambda: None)
-    with pytest.raises(ArtifactError, match="runs Sparta by the plugin library: "):
+    with pytest.raises(ArtifactError, match="needs the plugin library: "):
         machine.open()
 
 
-def test_files_that_are_no_engines_of_a_bundle(machine: Machine, tmp_path: Path) -> None:
+def test_non_engine_raises(machine: Machine, tmp_path: Path) -> None:
     lost = tmp_path / "lost.engine"
     lost.write_bytes(b"a plan")
-    with pytest.raises(ArtifactError, match=r"is in no bundle, whose manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"is in no bundle: expected a manifest\.json"):
         TensorRTClassifier(lost)
-    with pytest.raises(ArtifactError, match="is no engine"):
+    with pytest.raises(ArtifactError, match="is not an engine"):
         TensorRTClassifier(machine.bundle.file("model.onnx"))
     machine.path.write_bytes(b"a plan that was altered")
     with pytest.raises(BundleError, match=r"model\.sm89\.engine"):
@@ -249,13 +256,13 @@ def test_files_that_are_no_engines_of_a_bundle(machine: Machine, tmp_path: Path)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_on_a_gpu(bundle: Bundle, plugin: str, precision: str) -> None:
     from robust_export.export.bundle_onnx import export_bundle
-    from robust_export.export.tensorrt.bundle_engines import export_engine
-    from robust_export.nn.models import load
+    from robust_export.export.tensorrt.bundle_engines import export_engines
+    from robust_export.nn.load import load
 
     export_bundle(bundle, precision=precision)
-    [path] = export_engine(bundle, precision=precision, plugin=plugin)
+    [path] = export_engines(bundle, precision=precision, plugin=plugin)
     classifier = TensorRTClassifier(path)
-    plane = classifier.plane
+    plane = classifier.input_shape
     for count in (1, 32, 33, 300):
         pixels = np.random.default_rng(count).random((count, *plane), dtype=np.float32)
         expected = load(bundle)(torch.from_numpy(pixels)).detach().numpy()

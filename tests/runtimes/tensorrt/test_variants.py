@@ -1,4 +1,4 @@
-"""Which TensorRT there is; the fault of RTX's wheel never ends a process."""
+"""TensorRT variants: import, the RTX wheel's packaging fault, logging, plugins, GPU."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 from robust_export import kernels
 from robust_export.errors import ArtifactError, UnknownName
 from robust_export.runtimes.tensorrt import rtx_wheel, variants
-from robust_export.runtimes.tensorrt.gpu_info import gpu
+from robust_export.runtimes.tensorrt.gpu_info import gpu_capability
 from robust_export.runtimes.tensorrt.logger import summary
-from robust_export.runtimes.tensorrt.variants import find
+from robust_export.runtimes.tensorrt.variants import load_variant
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
@@ -28,13 +28,13 @@ PARSE = """
 import sys
 from pathlib import Path
 from robust_export.errors import RobustExportError
-from robust_export.export.tensorrt.engines import parse
-from robust_export.export.tensorrt.graph import read
-from robust_export.runtimes.tensorrt import find
+from robust_export.export.tensorrt.engines import parse_network
+from robust_export.export.tensorrt.graph import read_graph
+from robust_export.runtimes.tensorrt.variants import load_variant
 if "early" in sys.argv:
     import tensorrt_rtx
 try:
-    print(parse(read(Path(sys.argv[1])), "fp32", find("rtx")).plugin_layers)
+    print(parse_network(read_graph(Path(sys.argv[1])), "fp32", load_variant("rtx")).plugin_layers)
 except RobustExportError as error:
     print(type(error).__name__, error)
 """
@@ -42,14 +42,14 @@ except RobustExportError as error:
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    found = kernels.trt_library()
-    if found is None:
+    path = kernels.trt_library()
+    if path is None:
         pytest.skip(kernels.why_no_trt_library())
-    return found
+    return path
 
 
 def run(code: str, *args: str | Path, **environment: str) -> str:
-    """Run code in a process of its own, which must not die; return what it printed."""
+    """Return the output of code run in a subprocess, which must exit with 0."""
     command = [sys.executable, "-c", code, *map(str, args)]
     ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120)
     assert ran.returncode == 0, (ran.returncode, ran.stderr[-2000:])
@@ -60,65 +60,65 @@ def run(code: str, *args: str | Path, **environment: str) -> str:
 
 
 @needs_rtx
-def test_the_fault_is_cured_through_links_in_the_cache(trained: Path, library: Path, tmp_path: Path) -> None:
-    given = {"ROBUST_EXPORT_CACHE": str(tmp_path / "cache"), "ROBUST_EXPORT_TRT_LIBRARY": str(library)}
-    for _ in range(2):  # the second finds the links
-        assert int(run(PARSE, trained / "model.onnx", **given)) > 0
+def test_wheel_fault_is_worked_around(trained: Path, library: Path, tmp_path: Path) -> None:
+    environment = {"ROBUST_EXPORT_CACHE": str(tmp_path / "cache"), "ROBUST_EXPORT_TRT_LIBRARY": str(library)}
+    for _ in range(2):  # the second time the links exist
+        assert int(run(PARSE, trained / "model.onnx", **environment)) > 0
     [folder] = (tmp_path / "cache").iterdir()
     assert {p.name for p in folder.iterdir()} == {rtx_wheel.RTX_LIBRARY, rtx_wheel.RTX_PARSER}
     (folder / rtx_wheel.RTX_LIBRARY).unlink()
-    (folder / rtx_wheel.RTX_LIBRARY).symlink_to("a-wheel-that-is-gone")
-    assert int(run(PARSE, trained / "model.onnx", **given)) > 0
+    (folder / rtx_wheel.RTX_LIBRARY).symlink_to("a-removed-wheel")
+    assert int(run(PARSE, trained / "model.onnx", **environment)) > 0
     wheel = importlib.util.find_spec("tensorrt_rtx_libs")
     assert wheel is not None
     assert wheel.origin is not None
-    assert not (Path(wheel.origin).parent / rtx_wheel.RTX_LIBRARY).exists()  # nothing was written there
+    assert not (Path(wheel.origin).parent / rtx_wheel.RTX_LIBRARY).exists()  # the wheel is unchanged
 
 
 @needs_rtx
 @pytest.mark.parametrize("how", ["early", "no cache"])
-def test_a_fault_that_cannot_be_cured_is_said(trained: Path, library: Path, tmp_path: Path, how: str) -> None:
+def test_wheel_fault_raises_if_unavoidable(trained: Path, library: Path, tmp_path: Path, how: str) -> None:
     cache = tmp_path / "cache"
     if how == "no cache":
-        cache.write_text("a file where the folder should be")
-    given = {"ROBUST_EXPORT_CACHE": str(cache), "ROBUST_EXPORT_TRT_LIBRARY": str(library)}
-    said = run(PARSE, trained / "model.onnx", how, **given)
-    assert said.startswith("ArtifactError TensorRT for RTX's ONNX parser looks for libtensorrt_rtx.so")
-    assert "ln -s libtensorrt_rtx.so.1 " in said
+        cache.write_text("a file instead of a folder")
+    environment = {"ROBUST_EXPORT_CACHE": str(cache), "ROBUST_EXPORT_TRT_LIBRARY": str(library)}
+    output = run(PARSE, trained / "model.onnx", how, **environment)
+    assert output.startswith("ArtifactError TensorRT for RTX's ONNX parser looks for libtensorrt_rtx.so")
+    assert "ln -s libtensorrt_rtx.so.1 " in output
 
 
 @needs_rtx
-def test_a_link_that_the_loader_finds_is_enough(trained: Path, library: Path, tmp_path: Path) -> None:
+def test_link_on_library_path_is_enough(trained: Path, library: Path, tmp_path: Path) -> None:
     wheel = importlib.util.find_spec("tensorrt_rtx_libs")
     assert wheel is not None
     assert wheel.origin is not None
     target = Path(wheel.origin).parent / f"{rtx_wheel.RTX_LIBRARY}.1"
     (tmp_path / rtx_wheel.RTX_LIBRARY).symlink_to(target)
-    given = {"LD_LIBRARY_PATH": str(tmp_path), "ROBUST_EXPORT_TRT_LIBRARY": str(library)}
-    assert int(run(PARSE, trained / "model.onnx", "early", **given)) > 0
+    environment = {"LD_LIBRARY_PATH": str(tmp_path), "ROBUST_EXPORT_TRT_LIBRARY": str(library)}
+    assert int(run(PARSE, trained / "model.onnx", "early", **environment)) > 0
 
 
-# --- finding ---
+# --- import ---
 
 
-def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_variant_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownName, match="did you mean 'rtx'"):
-        find("rtxx")
-    monkeypatch.setattr(rtx_wheel, "spec", lambda module: None)
+        load_variant("rtxx")
+    monkeypatch.setattr(rtx_wheel, "find_spec", lambda module: None)
     with pytest.raises(ArtifactError, match=r"pip install 'robust-export\[tensorrt\]' or .*\[rtx\]"):
-        find()
+        load_variant()
     with pytest.raises(ArtifactError, match=r"\(tensorrt_rtx cannot be imported\): .*\[rtx\]"):
-        find("rtx")
+        load_variant("rtx")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("__version__ = '8.6.1'", r"tensorrt is of version 8\.6\.1; expected 10 or later"),
+        ("__version__ = '8.6.1'", r"tensorrt has version 8\.6\.1; expected 10 or later"),
         ("raise FileNotFoundError('libnvinfer.so.10')", "cannot be imported: libnvinfer.so.10. Install"),
     ],
 )
-def test_a_tensorrt_that_is_of_no_use(
+def test_unusable_tensorrt_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
 ) -> None:
     (tmp_path / "tensorrt.py").write_text(content)
@@ -127,25 +127,25 @@ def test_a_tensorrt_that_is_of_no_use(
     variants._import.cache_clear()
     try:
         with pytest.raises(ArtifactError, match=message):
-            find("auto")  # it goes before that for RTX
+            load_variant("auto")  # prefers tensorrt to rtx
     finally:
         sys.modules.pop("tensorrt", None)
         variants._import.cache_clear()
 
 
 @needs_rtx
-def test_what_rtx_knows() -> None:
-    found = find("rtx")
-    assert found is find("rtx")
-    assert found.title.startswith("TensorRT for RTX 1.")
-    assert {(7, 5), (8, 9), (12, 0)} <= set(found.capabilities)
-    assert found.capabilities[12, 0] == found.trt.ComputeCapability.SM120
-    assert found.flag("BuilderFlag", "TF32") == found.trt.BuilderFlag.TF32
-    assert found.flag("BuilderFlag", "NO_SUCH_FLAG") is None
-    assert found.flag("NoSuchFlags", "TF32") is None
+def test_rtx_variant() -> None:
+    variant = load_variant("rtx")
+    assert variant is load_variant("rtx")
+    assert variant.title.startswith("TensorRT for RTX 1.")
+    assert {(7, 5), (8, 9), (12, 0)} <= set(variant.capabilities)
+    assert variant.capabilities[12, 0] == variant.trt.ComputeCapability.SM120
+    assert variant.flag("BuilderFlag", "TF32") == variant.trt.BuilderFlag.TF32
+    assert variant.flag("BuilderFlag", "NO_SUCH_FLAG") is None
+    assert variant.flag("NoSuchFlags", "TF32") is None
 
 
-# --- what is logged ---
+# --- logger ---
 
 
 @pytest.mark.parametrize(
@@ -159,20 +159,20 @@ def test_what_rtx_knows() -> None:
         (["the cause", "ModelImporter.cpp:140: While\nparsing"], "the cause"),
     ],
 )
-def test_of_many_errors_those_that_matter(errors: list[str], expected: str) -> None:
+def test_summary_of_errors(errors: list[str], expected: str) -> None:
     assert summary(errors) == expected
 
 
 @needs_rtx
-def test_the_logger_keeps_errors_until_they_are_taken() -> None:
-    found = find("rtx")
-    severity = found.trt.ILogger.Severity
-    found.logger.take()
-    found.logger.log(severity.WARNING, "a warning")
-    assert found.problem() == "it gave no reason"
-    found.logger.log(severity.ERROR, "an error")
-    assert found.problem() == "an error"
-    assert found.problem() == "it gave no reason"
+def test_logger_keeps_errors() -> None:
+    variant = load_variant("rtx")
+    severity = variant.trt.ILogger.Severity
+    variant.logger.take()
+    variant.logger.log(severity.WARNING, "a warning")
+    assert variant.logged_errors() == "it gave no reason"
+    variant.logger.log(severity.ERROR, "an error")
+    assert variant.logged_errors() == "an error"
+    assert variant.logged_errors() == "it gave no reason"
 
 
 # --- plugins ---
@@ -181,10 +181,11 @@ LOAD = """
 import sys
 from pathlib import Path
 from robust_export.errors import ArtifactError
-from robust_export.runtimes.tensorrt import find, load_plugins
+from robust_export.runtimes.tensorrt.plugins import load_plugins
+from robust_export.runtimes.tensorrt.variants import load_variant
 for path in sys.argv[1:]:
     try:
-        load_plugins(find("rtx"), Path(path))
+        load_plugins(load_variant("rtx"), Path(path))
         print("loaded")
     except ArtifactError as error:
         print(error)
@@ -192,7 +193,7 @@ for path in sys.argv[1:]:
 
 
 @needs_rtx
-def test_a_library_is_loaded_once_a_process(library: Path, tmp_path: Path) -> None:
+def test_library_is_loaded_once(library: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.so"
     shutil.copy(library, other)
     link = tmp_path / "link.so"
@@ -203,23 +204,23 @@ def test_a_library_is_loaded_once_a_process(library: Path, tmp_path: Path) -> No
 
 
 @needs_rtx
-def test_a_library_of_no_use_is_refused_and_a_good_one_is_taken_then(library: Path, tmp_path: Path) -> None:
+def test_invalid_library_raises(library: Path, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.so"
     garbage.write_bytes(b"no library")
     plain = Path(next(p for p in kernels.cache().rglob("libsparta_ort.so")))
-    said = run(LOAD, garbage, tmp_path / "missing.so", plain, library).splitlines()
-    assert "garbage.so is no usable plugin library" in said[0]
-    assert "missing.so is no usable plugin library" in said[1]
-    assert "does not take the plugins of" in said[2]
-    assert "robust-export plugins build" in said[2]
-    assert said[3] == "loaded"
+    output = run(LOAD, garbage, tmp_path / "missing.so", plain, library).splitlines()
+    assert "garbage.so is no usable plugin library" in output[0]
+    assert "missing.so is no usable plugin library" in output[1]
+    assert "does not take the plugins of" in output[2]
+    assert "robust-export plugins build" in output[2]
+    assert output[3] == "loaded"
 
 
 # --- the GPU ---
 
 
 class Runtime:
-    """Stands in for cuda.bindings.runtime."""
+    """Replaces cuda.bindings.runtime."""
 
     cudaError_t = SimpleNamespace(cudaSuccess=0)  # noqa: N815
     cudaDeviceAttr = SimpleNamespace(  # noqa: N815
@@ -239,16 +240,16 @@ class Runtime:
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, (8, 9)), (35, None), (-1, None)])
-def test_the_gpu_that_is_there(
+def test_gpu_capability(
     monkeypatch: pytest.MonkeyPatch, status: int, expected: tuple[int, int] | None
 ) -> None:
     bindings = SimpleNamespace(runtime=Runtime(status))
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(bindings=bindings))
-    assert gpu() == expected
+    assert gpu_capability() == expected
 
 
-def test_without_bindings_nobody_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_bindings_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(ArtifactError, match="pip install cuda-bindings"):
-        gpu()
+        gpu_capability()

@@ -1,4 +1,4 @@
-"""Which TensorRT there is: `tensorrt`, or TensorRT for RTX, which builds engines without a GPU.
+"""Run engines of TensorRT, or of TensorRT for RTX, which builds engines without a GPU.
 
-Both have one API, and each takes one logger and one library of plugins a process. Nothing here needs torch.
+Both variants have one API. Each takes one logger and one plugin library per process. No torch is needed.
 """

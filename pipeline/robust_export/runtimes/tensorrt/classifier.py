@@ -1,6 +1,6 @@
-"""An engine of TensorRT, or of TensorRT for RTX, as a classifier. Nothing here needs torch.
+"""An engine of TensorRT, or of TensorRT for RTX, as a classifier, without torch.
 
-Written without a GPU, and tested against stand-ins for TensorRT and CUDA; not run on hardware.
+Tested against replacements of TensorRT and CUDA on the CPU; not run on hardware.
 """
 
 from __future__ import annotations
@@ -18,223 +18,233 @@ from robust_export.bundle import MANIFEST, Bundle
 from robust_export.errors import ArtifactError
 from robust_export.kernels.libraries import trt_library, why_no_trt_library
 from robust_export.runtimes.classifier import Logits, Pixels
-from robust_export.runtimes.tensorrt.cuda import Cuda
+from robust_export.runtimes.tensorrt.cuda import CudaStream
 from robust_export.runtimes.tensorrt.engine import count_plugins, deserialise, engine_layers
-from robust_export.runtimes.tensorrt.gpu_info import gpu
+from robust_export.runtimes.tensorrt.gpu_info import gpu_capability
 from robust_export.runtimes.tensorrt.plugins import load_plugins
-from robust_export.runtimes.tensorrt.variants import find
+from robust_export.runtimes.tensorrt.variants import Variant, load_variant
 
-SHAPES = 8  # sizes of batches that are kept ready, each with a graph and an execution context of its own
+MAX_PREPARED = 8  # batch sizes kept ready, each with an execution context and a graph
 
 
 class NoGPU(ArtifactError):
-    """An engine that this machine has no GPU for."""
+    """No GPU of this machine can run the engine."""
 
 
 @dataclass
-class Ready:
-    """An execution context for one size of batch, and the graph of its work, None where it runs without."""
+class PreparedBatch:
+    """The execution context of a batch size and its CUDA graph, None if it cannot be captured."""
 
     context: Any
     graph: Any | None
 
 
 class TensorRTClassifier:
-    """Runs an engine of a bundle, a batch at a time, on the GPU that is there.
+    """Run an engine of a bundle on this machine's GPU, in batches.
 
-    Batches larger than the engine's profile are cut, smaller ones filled up with black images. Memory is
-    taken once, for the largest batch; a size that comes again is replayed as a CUDA graph.
+    Batches beyond the engine's largest are split, those below its smallest are padded with black images.
+    Memory is allocated once, for the largest batch. Each batch size is captured as a CUDA graph when it first
+    occurs and replayed afterwards.
 
     Args:
-        path: an engine in its bundle, whose manifest says what it is.
-        facts: what a manifest would say, for an engine that is in no bundle.
+        path: an engine in its bundle.
+        facts: the engine's entry of the manifest, for an engine outside a bundle.
         graphs: use CUDA graphs.
-        cuda: what stands in for CUDA.
+        cuda: a replacement of the CUDA stream in tests.
 
     Raises:
         NoGPU: if this machine has no GPU, or one of another compute capability.
-        ArtifactError: if TensorRT or the plugin is missing or of another version, or the file is no engine
-            of a classifier.
+        ArtifactError: if TensorRT or the plugin is missing or has another version, or the file is not an
+            engine of a classifier.
     """
 
     def __init__(
         self, path: str | Path, *, facts: Mapping[str, Any] | None = None, graphs: bool = True,
-        cuda: Cuda | None = None,
+        cuda: CudaStream | None = None,
     ) -> None:  # fmt: skip
         self.path = Path(path)
         self.labels: list[str] | None = None
         if facts is None:
-            bundle, facts = described(self.path)
+            bundle, facts = read_manifest_entry(self.path)
             self.labels = bundle.labels
         self.precision, self.sparta_nodes = str(facts["precision"]), int(facts["sparta_nodes"])
         self.runtime = "tensorrt" if facts["flavor"] == "tensorrt" else "tensorrt-rtx"
-        if why := why_elsewhere(facts):
-            raise NoGPU(f"{self.path} cannot run here: {why}. Build one with `robust-export tensorrt`")
-        flavor = find(facts["flavor"])
-        options = facts["options"]
-        if facts["tensorrt"] != flavor.version and not options["version_compatible"]:
+        if mismatch := gpu_mismatch(facts):
+            raise NoGPU(f"{self.path} cannot run: {mismatch}. Build one with `robust-export tensorrt`")
+        variant = self._variant = load_variant(facts["flavor"])
+        compatible = facts["options"]["version_compatible"]
+        if facts["tensorrt"] != variant.version and not compatible:
             raise ArtifactError(
-                f"{self.path} was built by version {facts['tensorrt']}; this is {flavor.title}: build it "
-                "again with `robust-export tensorrt`"
+                f"{self.path} was built by version {facts['tensorrt']}, but {variant.title} is installed; "
+                "build it again with `robust-export tensorrt`"
             )
-        self.kernel_file = _load_library(flavor, self.path) if facts["plugin"] == "library" else None
-        self._flavor, self._graphs = flavor, graphs
+        self.kernel_file = _load_library(variant, self.path) if facts["plugin"] == "library" else None
         self._engine = deserialise(
-            flavor, self.path.read_bytes(), str(self.path), version_compatible=options["version_compatible"]
+            variant, self.path.read_bytes(), str(self.path), version_compatible=compatible
         )
-        self._input, self._output = self._signature()
-        shapes = [tuple(s) for s in self._engine.get_tensor_profile_shape(self._input, 0)]
-        self._least, self.batch_size = shapes[0][0], shapes[2][0]
-        self.plane = shapes[2][1:]
+        self._graphs = graphs
+        self._input, self._output = self._io_names()
+        self._min_batch, self.batch_size, self.input_shape = self._profile()
         self.classes = int(self._engine.get_tensor_shape(self._output)[-1])
-        self._cuda = cuda or Cuda()
-        self._pixels = self._cuda.host((self.batch_size, *self.plane))
-        self._logits = self._cuda.host((self.batch_size, self.classes))
-        self._device = {
-            self._input: self._cuda.device(self._pixels.nbytes),
-            self._output: self._cuda.device(self._logits.nbytes),
-        }
-        self._ready: OrderedDict[int, Ready] = OrderedDict()
-        self._lock = threading.Lock()  # one stream, one set of buffers
+        self._allocate(cuda or CudaStream())
+        self._prepared: OrderedDict[int, PreparedBatch] = OrderedDict()
+        self._lock = threading.Lock()  # for the stream and the buffers
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Return the logits, float32 [N, K], of float32 pixels [N, C, H, W] in [0, 1]."""
-        if pixels.shape[1:] != self.plane:
-            raise ArtifactError(f"{self.path} takes images {list(self.plane)}; got {list(pixels.shape[1:])}")
+        if pixels.shape[1:] != self.input_shape:
+            raise ArtifactError(
+                f"{self.path} takes images {list(self.input_shape)}; got {list(pixels.shape[1:])}"
+            )
         logits = np.empty((len(pixels), self.classes), np.float32)
         with self._lock:
             for start in range(0, len(pixels), self.batch_size):
-                part = pixels[start : start + self.batch_size]
-                logits[start : start + len(part)] = self._run(part)
+                batch = pixels[start : start + self.batch_size]
+                logits[start : start + len(batch)] = self._run(batch)
         return logits
 
     def compute(self, batch: int) -> None:
-        """Run the engine once on what the last call left in the GPU's memory; for a benchmark."""
+        """Run the engine on the pixels of the last call, without copying, for a benchmark."""
         with self._lock:
             self._start(batch)
-            self._cuda.wait()
+            self._cuda.synchronise()
 
     def fused_nodes(self) -> int:
-        """Return how many layers of the engine are Sparta's plugin, by TensorRT's inspector."""
-        found = engine_layers(self._flavor, self._engine)
-        return 0 if found is None else count_plugins(found)
+        """Return the number of plugin layers in the engine, from TensorRT's inspector."""
+        layers = engine_layers(self._variant, self._engine)
+        return 0 if layers is None else count_plugins(layers)
 
     def _run(self, pixels: Pixels) -> Logits:
         count = len(pixels)
-        size = max(count, self._least)
+        size = max(count, self._min_batch)
         self._pixels[:count] = pixels
         self._pixels[count:size] = 0
-        self._cuda.upload(self._pixels[:size], self._device[self._input])
+        self._cuda.upload(self._pixels[:size], self._addresses[self._input])
         self._start(size)
-        self._cuda.download(self._device[self._output], self._logits[:size])
-        self._cuda.wait()
+        self._cuda.download(self._addresses[self._output], self._logits[:size])
+        self._cuda.synchronise()
         return self._logits[:count]
 
     def _start(self, size: int) -> None:
-        """Put the engine's work on the stream: by the graph of this size where there is one."""
-        ready = self._ready.get(size)
-        if ready is None:
-            self._prepare(size)  # which runs it
+        """Enqueue the inference of a batch size, as a graph if there is one."""
+        prepared = self._prepared.get(size)
+        if prepared is None:
+            self._prepare(size)  # this also runs it
             return
-        self._ready.move_to_end(size)
-        if ready.graph is not None:
-            self._cuda.replay(ready.graph)
-        elif not self._enqueue(ready.context):
-            raise self._failure(size)
+        self._prepared.move_to_end(size)
+        if prepared.graph is not None:
+            self._cuda.launch(prepared.graph)
+        elif not self._enqueue(prepared.context):
+            raise self._run_error(size)
 
     def _prepare(self, size: int) -> None:
-        """Run a size for the first time, as a graph must have been, and then record it.
+        """Run a batch size once, which TensorRT requires before a capture, and capture it.
 
-        A graph is bound to its execution context, which must not change: so each size has one of its own.
+        A graph depends on its execution context, which must not change, so each size has its own.
         """
-        while len(self._ready) >= SHAPES:
-            _, old = self._ready.popitem(last=False)
-            if old.graph is not None:
-                self._cuda.wait()
-                self._cuda.forget(old.graph)
+        while len(self._prepared) >= MAX_PREPARED:
+            _, oldest = self._prepared.popitem(last=False)
+            if oldest.graph is not None:
+                self._cuda.synchronise()
+                self._cuda.destroy(oldest.graph)
         context = self._engine.create_execution_context()
-        if context is None or not context.set_input_shape(self._input, (size, *self.plane)):
-            raise self._failure(size)
-        for name, address in self._device.items():
+        if context is None or not context.set_input_shape(self._input, (size, *self.input_shape)):
+            raise self._run_error(size)
+        for name, address in self._addresses.items():
             if not context.set_tensor_address(name, address):
-                raise self._failure(size)
+                raise self._run_error(size)
         if not self._enqueue(context):
-            raise self._failure(size)
+            raise self._run_error(size)
         graph = None
         if self._graphs:
-            self._cuda.wait()
-            graph = self._cuda.record(lambda: self._enqueue(context))
-        self._ready[size] = Ready(context, graph)
+            self._cuda.synchronise()
+            graph = self._cuda.capture(lambda: self._enqueue(context))
+        self._prepared[size] = PreparedBatch(context, graph)
 
     def _enqueue(self, context: Any) -> bool:
         return bool(context.execute_async_v3(int(self._cuda.stream)))
 
-    def _failure(self, size: int) -> ArtifactError:
+    def _run_error(self, size: int) -> ArtifactError:
         return ArtifactError(
-            f"{self._flavor.title} cannot run {self.path} on {size} images: {self._flavor.problem()}"
+            f"{self._variant.title} cannot run {self.path} on {size} images: {self._variant.logged_errors()}"
         )
 
-    def _signature(self) -> tuple[str, str]:
+    def _io_names(self) -> tuple[str, str]:
         """Return the names of the only input and the only output."""
-        trt, engine = self._flavor.trt, self._engine
+        trt, engine = self._variant.trt, self._engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
         shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
-        wide = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in names)
-        if len(inputs) != 1 or len(outputs) != 1 or not wide or [len(shapes[n]) for n in names] != [4, 2]:
+        is_float = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in names)
+        if len(inputs) != 1 or len(outputs) != 1 or not is_float or [len(shapes[n]) for n in names] != [4, 2]:
             raise ArtifactError(
-                f"{self.path} is no classifier of images: its tensors are {shapes}; expected float32 pixels "
+                f"{self.path} is not an image classifier: its tensors are {shapes}; expected float32 pixels "
                 "[N, C, H, W] and logits [N, K]"
             )
         return inputs[0], outputs[0]
 
+    def _profile(self) -> tuple[int, int, tuple[int, ...]]:
+        """Return the smallest batch, the largest batch and (C, H, W) of the optimisation profile."""
+        smallest, _, largest = self._engine.get_tensor_profile_shape(self._input, 0)
+        return smallest[0], largest[0], tuple(largest)[1:]
 
-def described(path: Path) -> tuple[Bundle, dict[str, Any]]:
-    """Return an engine's bundle and what its manifest says of the engine.
+    def _allocate(self, cuda: CudaStream) -> None:
+        """Allocate buffers for the largest batch on the host and the GPU."""
+        self._cuda = cuda
+        self._pixels = cuda.allocate_pinned((self.batch_size, *self.input_shape))
+        self._logits = cuda.allocate_pinned((self.batch_size, self.classes))
+        self._addresses = {
+            self._input: cuda.allocate(self._pixels.nbytes),
+            self._output: cuda.allocate(self._logits.nbytes),
+        }
+
+
+def read_manifest_entry(path: Path) -> tuple[Bundle, dict[str, Any]]:
+    """Return an engine's bundle and its entry of the manifest.
 
     Raises:
-        ArtifactError: if it is not in a bundle, or nothing that `robust-export tensorrt` built.
+        ArtifactError: if the file is in no bundle, or was not written by `robust-export tensorrt`.
         BundleError: if the bundle was altered.
     """
     folder = path.resolve().parent
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(
-            f"{path} is in no bundle, whose {MANIFEST} says what it was built from: leave an engine where "
-            "`robust-export tensorrt` wrote it, or copy the whole folder"
+            f"{path} is in no bundle: expected a {MANIFEST} beside it. Leave an engine where "
+            "`robust-export tensorrt` wrote it, or copy the whole folder."
         )
     bundle = Bundle.open(folder)
     facts = bundle.manifest["files"].get(path.name, {})
     if facts.get("kind") != "engine":
         raise ArtifactError(
-            f"{path} is no engine; expected one that `robust-export tensorrt` wrote, such as "
+            f"{path} is not an engine; expected one that `robust-export tensorrt` wrote, such as "
             "model.sm89.engine"
         )
     bundle.file(path.name)
     return bundle, facts
 
 
-def why_elsewhere(facts: Mapping[str, Any]) -> str:
-    """Return why an engine cannot run on this machine's GPU, nothing if it can.
+def gpu_mismatch(facts: Mapping[str, Any]) -> str:
+    """Return why an engine cannot run on this machine's GPU; "" if it can.
 
     Args:
-        facts: what the manifest says of it.
+        facts: the engine's entry of the manifest.
 
     Raises:
-        ArtifactError: if nobody can tell, see `flavors.gpu`.
+        ArtifactError: if cuda-bindings is not installed.
     """
-    built, here = facts["compute_capability"], gpu()
-    if here is None:
-        return f"it is for GPUs of compute capability {built}, and CUDA sees none here"
-    there = f"{here[0]}.{here[1]}"
-    if there == built or facts["options"]["hardware_compatible"]:
+    built, capability = facts["compute_capability"], gpu_capability()
+    if capability is None:
+        return f"it needs a GPU of compute capability {built}, and CUDA sees no GPU"
+    present = f"{capability[0]}.{capability[1]}"
+    if present == built or facts["options"]["hardware_compatible"]:
         return ""
-    return f"it is for GPUs of compute capability {built}, and this machine's has {there}"
+    return f"it needs a GPU of compute capability {built}, and this machine's has {present}"
 
 
-def _load_library(flavor: Any, path: Path) -> Path:
+def _load_library(variant: Variant, path: Path) -> Path:
     library = trt_library()
     if library is None:
-        raise ArtifactError(f"{path} runs Sparta by the plugin library: {why_no_trt_library()}")
-    load_plugins(flavor, library)
+        raise ArtifactError(f"{path} needs the plugin library: {why_no_trt_library()}")
+    load_plugins(variant, library)
     return library

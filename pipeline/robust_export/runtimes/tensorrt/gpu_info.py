@@ -5,28 +5,28 @@ from __future__ import annotations
 from robust_export.errors import ArtifactError
 
 
-def gpu() -> tuple[int, int] | None:
-    """Return the compute capability of the GPU that this process would use, None where there is none.
+def gpu_capability() -> tuple[int, int] | None:
+    """Return the compute capability of the GPU that this process would use, None without a GPU.
 
     Raises:
-        ArtifactError: if cuda-bindings, which is asked, is not installed.
+        ArtifactError: if cuda-bindings is not installed.
     """
     try:
         from cuda.bindings import runtime
     except ImportError:
         raise ArtifactError(
-            "whether there is a GPU cannot be told: cuda-bindings is not installed; pip install cuda-bindings"
+            "cannot look for a GPU: cuda-bindings is not installed; pip install cuda-bindings"
         ) from None
-    attribute = runtime.cudaDeviceAttr
-    found = []
+    attributes = runtime.cudaDeviceAttr
+    numbers = []
     try:
         for name in ("cudaDevAttrComputeCapabilityMajor", "cudaDevAttrComputeCapabilityMinor"):
             status, device = runtime.cudaGetDevice()
             if status == runtime.cudaError_t.cudaSuccess:
-                status, value = runtime.cudaDeviceGetAttribute(getattr(attribute, name), device)
+                status, value = runtime.cudaDeviceGetAttribute(getattr(attributes, name), device)
             if status != runtime.cudaError_t.cudaSuccess:
                 return None
-            found.append(int(value))
-    except RuntimeError:  # no driver library at all
+            numbers.append(int(value))
+    except RuntimeError:  # there is no driver library
         return None
-    return found[0], found[1]
+    return numbers[0], numbers[1]

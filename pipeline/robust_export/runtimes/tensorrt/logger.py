@@ -1,4 +1,4 @@
-"""A logger that keeps what TensorRT says is wrong, so that our errors can quote it; it prints nothing."""
+"""A TensorRT logger that prints nothing and keeps errors, for our own error messages."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import threading
 from types import ModuleType
 from typing import Any
 
-PLACE = re.compile(r" In \w+ at /\S+?:\d+")  # where in TensorRT's own source
-NO_DRIVER = re.compile(r"cudaError (35|100)\b")  # on a machine without a GPU, beside the error that matters
+SOURCE_LOCATION = re.compile(r" In \w+ at /\S+?:\d+")  # in TensorRT's own sources
+NO_DRIVER = re.compile(r"cudaError (35|100)\b")  # logged on machines without a GPU beside the real error
+PARSER_FRAME = "ModelImporter.cpp"  # the parser's stack frames
 
 
 def make_logger(trt: ModuleType) -> Any:
-    """Return a trt.ILogger; `take` returns a summary of its errors and forgets them."""
+    """Return a trt.ILogger with a method `take` that returns a summary of its errors and clears them."""
     severity = trt.ILogger.Severity
-    worst = (severity.INTERNAL_ERROR, severity.ERROR)
+    kept_levels = (severity.INTERNAL_ERROR, severity.ERROR)
 
     class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
-        """Threads of a build log at once."""
+        """Thread-safe: several threads of a build log at once."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -25,7 +26,7 @@ def make_logger(trt: ModuleType) -> Any:
             self.errors: list[str] = []
 
         def log(self, level: Any, text: str) -> None:
-            if level in worst:
+            if level in kept_levels:
                 with self.lock:
                     self.errors.append(text)
 
@@ -38,9 +39,9 @@ def make_logger(trt: ModuleType) -> Any:
 
 
 def summary(errors: list[str]) -> str:
-    """Return what matters of logged errors: the plugin's own and the last; least that there is no driver."""
-    said = [re.sub(r"\s+", " ", PLACE.sub("", text)).strip() for text in errors]
-    said = [text for text in said if not text.startswith("ModelImporter.cpp")] or said  # the parser's frames
-    said = [text for text in said if not NO_DRIVER.search(text)] or said
-    own = [text for text in said if text.startswith("Sparta's plugin:")]
-    return "; ".join(dict.fromkeys([*own[-1:], *said[-1:]]))
+    """Return the last error of Sparta's plugin and the last error; driver errors only if alone."""
+    texts = [re.sub(r"\s+", " ", SOURCE_LOCATION.sub("", text)).strip() for text in errors]
+    texts = [text for text in texts if not text.startswith(PARSER_FRAME)] or texts
+    texts = [text for text in texts if not NO_DRIVER.search(text)] or texts
+    ours = [text for text in texts if text.startswith("Sparta's plugin:")]
+    return "; ".join(dict.fromkeys([*ours[-1:], *texts[-1:]]))

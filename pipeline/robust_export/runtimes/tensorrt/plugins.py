@@ -1,4 +1,4 @@
-"""Registers Sparta's plugins with a TensorRT."""
+"""Register Sparta's plugins with TensorRT."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from robust_export.runtimes.tensorrt.variants import Variant
 
 PLUGINS = ("Sparta", "SpartaAdd")
 
-_loaded: dict[str, Path] = {}  # the library that each flavor has
+_loaded: dict[str, Path] = {}  # variant's name to its registered library
 
 
-def load_plugins(flavor: Variant, library: Path) -> None:
-    """Register the plugins Sparta and SpartaAdd of libsparta_trt.so, once a process.
+def load_plugins(variant: Variant, library: Path) -> None:
+    """Register the plugins Sparta and SpartaAdd of libsparta_trt.so, once per process.
 
     Raises:
-        ArtifactError: if the library does not open or has not both, or another one was registered before.
+        ArtifactError: if the library cannot be opened or lacks a plugin, or another one is registered.
     """
     library = library.resolve()
-    before = _loaded.get(flavor.name)
-    if before == library:
+    registered = _loaded.get(variant.name)
+    if registered == library:
         return
-    if before:
+    if registered:
         raise ArtifactError(
-            f"{library} cannot be registered: this process has the plugins of {before}, and TensorRT takes "
-            "them once; use that library, or a new process"
+            f"{library} cannot be registered: this process has the plugins of {registered}, and TensorRT "
+            "takes them once; use that library or a new process"
         )
     try:
         open_trt_library(library)
     except BuildError as error:
         raise ArtifactError(f"{library} is no usable plugin library: {error}; {HOW}") from error
-    registry = flavor.trt.get_plugin_registry()
-    flavor.logger.take()
+    registry = variant.trt.get_plugin_registry()
+    variant.logger.take()
     handle = registry.load_library(str(library))
     creators = {(creator.name, creator.plugin_version) for creator in registry.all_creators}
     if handle is None or not creators >= {(name, "1") for name in PLUGINS}:
         raise ArtifactError(
-            f"{flavor.title} does not take the plugins of {library}: {flavor.problem()}. Expected a library "
-            f"with {' and '.join(PLUGINS)}, version 1, which nobody else registered; {HOW}"
+            f"{variant.title} does not take the plugins of {library}: {variant.logged_errors()}. Expected a "
+            f"library with {' and '.join(PLUGINS)}, version 1, neither registered before; {HOW}"
         )
-    _loaded[flavor.name] = library
+    _loaded[variant.name] = library
