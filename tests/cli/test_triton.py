@@ -1,4 +1,4 @@
-"""robust-export triton: which file it takes, what it says, what it refuses."""
+"""robust-export triton: the chosen file, the printed command, refused options."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from robust_export.bundle import Bundle
-from robust_export.cli import cli
+from tests.cli.invoke import parse_json
+from tests.cli.invoke import run as run_command
 from tests.serving.triton.bundles import with_engines
 from tests.serving.triton.triton_message import read
 
@@ -19,10 +20,10 @@ RTX = {"flavor": "rtx"}
 
 
 def run(bundle: Bundle, *args: str | Path) -> Result:
-    return CliRunner().invoke(cli, ["triton", "--model", str(bundle.path), *map(str, args)])
+    return run_command("triton", "--model", bundle.path, *args)
 
 
-def test_the_command_of_the_server_is_printed(tmp_path: Path) -> None:
+def test_server_command_is_printed(tmp_path: Path) -> None:
     bundle = with_engines(tmp_path / "net", sm89={}, **{"sm89.rtx": RTX})
     result = run(bundle, "--out", tmp_path / "models", "--plugin", "/p/x.so", "--preferred", "4, 8")
     assert result.exit_code == 0, result.output
@@ -32,20 +33,19 @@ def test_the_command_of_the_server_is_printed(tmp_path: Path) -> None:
     assert list(found.dynamic_batching.preferred_batch_size) == [4, 8]
 
 
-def test_json(tmp_path: Path) -> None:
+def test_json_output(tmp_path: Path) -> None:
     bundle = with_engines(tmp_path / "net", sm89={})
     digest = bundle.manifest["files"]["model.onnx"]["sha256"]
     report = {"artifacts": [{"sha256": digest, "verdict": "pass"}]}
     (bundle.path / "verify.json").write_text(json.dumps(report))
     result = run(bundle, "--runtime", "onnx", "--device", "gpu", "--gpus", "0,1", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert result.stdout.count("\n") == 1
+    found = parse_json(result)
     assert found["folder"] == str(bundle.path / "triton" / "net")
     assert found["command"][0] == "tritonserver"
     assert found["facts"]["verdict"] == "pass"
     assert "robust-export verify" not in result.stderr
-    Bundle.open(bundle.path)  # which a repository in it does not alter
+    Bundle.open(bundle.path)  # a repository in the bundle does not alter it
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_json(tmp_path: Path) -> None:
         (["--runtime", "onnx"], "model.onnx"),
     ],
 )
-def test_the_file_that_is_taken(tmp_path: Path, args: list[str], file: str) -> None:
+def test_options_choose_the_file(tmp_path: Path, args: list[str], file: str) -> None:
     bundle = with_engines(
         tmp_path / "net", sm89={}, sm90={"compute_capability": "9.0"}, fp16={"precision": "fp16"}
     )
@@ -68,7 +68,7 @@ def test_the_file_that_is_taken(tmp_path: Path, args: list[str], file: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "words"),
+    ("args", "code", "message"),
     [
         ([], 1, "several engines in fp32: model.sm89.engine, model.sm90.engine"),
         (["--precision", "fp16"], 1, "TensorRT for RTX, which Triton has no backend for"),
@@ -83,27 +83,27 @@ def test_the_file_that_is_taken(tmp_path: Path, args: list[str], file: str) -> N
         (["--runtime", "onnx", "--engine", "model.sm89.engine"], 2, "leave out --runtime onnx"),
         (["--runtime", "onnx", "--gpus", "0,x"], 2, "--gpus is '0,x'"),
         (["--runtime", "onnx", "--preferred", "0"], 2, "preferred"),
-        (["--runtime", "onnx", "--instances", "0"], 2, "instances is 0"),
-        (["--runtime", "onnx", "--max-delay", "-1"], 2, "max_delay"),
+        (["--runtime", "onnx", "--instances", "0"], 2, "'--instances'"),
+        (["--runtime", "onnx", "--max-delay", "-1"], 2, "'--max-delay'"),
         (["--runtime", "onnx", "--op-library", "x.so"], 2, "absolute path on the server"),
         (["--runtime", "onnx", "--plugin", "/a.so;/b.so"], 2, "absolute path on the server"),
         (["--runtime", "onnx", "--device", "cpu", "--gpus", "0"], 2, "gpus were given for the CPU"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, args: list[str], code: int, words: str) -> None:
+def test_bad_options(tmp_path: Path, args: list[str], code: int, message: str) -> None:
     bundle = with_engines(
         tmp_path / "net", sm89={}, sm90={"compute_capability": "9.0"}, rtx=RTX | {"precision": "fp16"},
         many={"precision": "int8", "profile": {"min": 8, "opt": 8, "max": 8}},
     )  # fmt: skip
     result = run(bundle, *args)
     assert result.exit_code == code, result.output
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
     assert not (bundle.path / "triton").exists()
 
 
-def test_an_altered_bundle_is_refused(tmp_path: Path) -> None:
+def test_altered_bundle_is_refused(tmp_path: Path) -> None:
     bundle = with_engines(tmp_path / "net", sm89={})
     bundle.file("model.onnx").write_bytes(b"other")
     result = run(bundle)
@@ -111,7 +111,7 @@ def test_an_altered_bundle_is_refused(tmp_path: Path) -> None:
     assert "model.onnx was altered" in result.stderr
 
 
-def test_what_the_tensorrt_command_builds_without_a_gpu_is_refused(bundle: Bundle) -> None:
+def test_rtx_engine_is_refused(bundle: Bundle) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
     from robust_export.export.tensorrt.bundle_engines import export_engines
