@@ -11,7 +11,7 @@ LOCK := $(TOOLS)/bin/uv pip compile --quiet --generate-hashes --universal --pyth
 	--no-emit-index-url --custom-compile-command 'make lock' $(UPGRADE)
 KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/* plugins/training/*)
 
-.PHONY: help setup demo docs test test-python test-serve docker-test kserve-test lock sbom lint format browser clean
+.PHONY: help setup demo docs test test-python test-serve docker-test kserve-test lock sbom lint format proto browser clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -89,6 +89,10 @@ format: $(STAMP)  ## rewrite the code in the project's style
 
 docs: $(STAMP)  ## build the documentation as a web site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+proto: $(STAMP)  ## compile the descriptors of serving/proto/*.proto
+	cd pipeline/robust_export/serving/proto && for name in open_inference triton_model_config; do \
+		$(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. --descriptor_set_out=$$name.binpb $$name.proto || exit 1; done
 
 browser:  ## install Debian's Chromium, which the tests of the pages use (needs root)
 	apt-get update -qq
