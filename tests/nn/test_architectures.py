@@ -1,4 +1,4 @@
-"""Networks of many of timm's families: each becomes a Sparta classifier and runs."""
+"""Sparta in networks of many timm families."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robust_export.nn.models import create_model
 from robust_export.nn.sites import POINTWISE
 from robust_export.nn.sparta import Sparta
 
-ARCHITECTURES = {  # the quickest network of each family, by timm's module
+ARCHITECTURES = {  # the fastest network of each family, by timm module
     "byobnet": ["test_byobnet"],
     "convnext": ["convnext_atto"],
     "cspnet": ["cs3darknet_s"],
@@ -41,15 +41,15 @@ ARCHITECTURES = {  # the quickest network of each family, by timm's module
     "vovnet": ["ese_vovnet19b_slim"],
     "xception_aligned": ["xception41"],
 }
-OPTIONS: dict[str, dict[str, Any]] = {"vgg11": {"mlp_ratio": 0.01}}  # 40 neurons in place of 4096
+OPTIONS: dict[str, dict[str, Any]] = {"vgg11": {"mlp_ratio": 0.01}}  # 40 neurons instead of 4096
 
 
-def is_plane(x: Tensor) -> bool:
-    """Tell whether x is [N, C, H, W] or [N, H, W, C] with more than one pixel."""
+def is_feature_map(x: Tensor) -> bool:
+    """Return whether x is [N, C, H, W] or [N, H, W, C] with more than one pixel."""
     return x.ndim == 4 and (min(x.shape[2:]) > 1 or min(x.shape[1:3]) > 1)
 
 
-def test_the_table_is_of_many_families() -> None:
+def test_table_covers_many_families() -> None:
     assert len(ARCHITECTURES) >= 14
     assert sum(map(len, ARCHITECTURES.values())) >= 28
     for module, names in ARCHITECTURES.items():
@@ -61,15 +61,15 @@ def test_architecture(name: str) -> None:
     torch.manual_seed(0)
     size = 32
     model = create_model(f"{name}_sparta", num_classes=5, image_size=size, **OPTIONS.get(name, {})).eval()
-    left: list[str] = []
+    unreplaced: list[str] = []
     calls: dict[str, int] = {}
 
     def record(key: str) -> None:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if isinstance(module, Sparta):
                 calls[key] = calls.get(key, 0) + 1
-            elif is_plane(args[0]):
-                left.append(f"{key} {tuple(args[0].shape)}")
+            elif is_feature_map(args[0]):
+                unreplaced.append(f"{key} {tuple(args[0].shape)}")
 
         model.get_submodule(key).register_forward_pre_hook(hook)
 
@@ -80,6 +80,6 @@ def test_architecture(name: str) -> None:
         logits = model(torch.rand(2, 3, size, size))
     assert logits.shape == (2, 5)
     assert logits.isfinite().all()
-    assert calls, "there is no Sparta"
+    assert calls, "no Sparta was called"
     assert calls.keys() == {key for key, child in model.named_modules() if isinstance(child, Sparta)}
-    assert left == []
+    assert unreplaced == []

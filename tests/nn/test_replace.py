@@ -1,17 +1,15 @@
-"""Finding the activations that sit on planes, and putting Sparta in their place."""
+"""Replacing activations: outputs, sharing, layouts and gains."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from timm.models.nfnet import GammaAct
-from torch import Tensor, nn
+from torch import nn
 
 from robust_export.nn.replace import (
     ACTIVATIONS,
@@ -22,8 +20,9 @@ from robust_export.nn.replace import (
 from robust_export.nn.sites import POINTWISE
 from robust_export.nn.sparta import Sparta, sparta, sparta_modules
 from robust_export.recipe.schema import Sharing
+from tests.nn.networks import Net, network, with_activation
 
-SMALL_VGG = {"mlp_ratio": 0.01}  # 40 neurons in place of 4096
+SMALL_VGG = {"mlp_ratio": 0.01}  # 40 neurons instead of 4096, for speed
 
 RELU_NETWORKS: dict[str, dict[str, Any]] = {
     "resnet10t": {}, "resnetv2_18": {}, "resnest14d": {}, "res2net50_14w_8s": {},
@@ -32,33 +31,8 @@ RELU_NETWORKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Net(nn.Module):
-    """A convolution with 4 channels, and whatever `rest` and the other children make of it."""
-
-    def __init__(self, rest: Callable[[Any, Tensor], Tensor], **children: nn.Module) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.rest = rest
-        for name, child in children.items():
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rest(self, self.conv(x))
-
-
-def with_act(act: nn.Module) -> Net:
-    return Net(lambda net, x: net.act(x), act=act)
-
-
-def network(name: str, **options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    result: nn.Module = timm.create_model(name, num_classes=5, **options).eval()
-    return result
-
-
-def learn(module: nn.Module) -> None:
-    """Give every gate values of its own."""
+def randomise_gates(module: nn.Module) -> None:
+    """Give every gate random values."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for gate in sparta_modules(module).values():
@@ -70,7 +44,7 @@ def learn(module: nn.Module) -> None:
     ("name", "share"),
     [(name, "width") for name in RELU_NETWORKS] + [(name, "site") for name in list(RELU_NETWORKS)[:3]],
 )
-def test_logits_stay_the_same_to_the_last_bit(name: str, share: Sharing) -> None:
+def test_logits_are_bit_identical(name: str, share: Sharing) -> None:
     original = network(name, **RELU_NETWORKS[name])
     converted = copy.deepcopy(original)
     sites = replace_activations(converted, share=share)
@@ -82,8 +56,8 @@ def test_logits_stay_the_same_to_the_last_bit(name: str, share: Sharing) -> None
     with torch.no_grad():
         logits = original(x)
         assert torch.equal(converted(x), logits)
-        learn(converted)
-        assert not torch.allclose(converted(x), logits)  # the gates are in the way of the logits
+        randomise_gates(converted)
+        assert not torch.allclose(converted(x), logits)  # the logits depend on the gates
 
 
 @pytest.mark.parametrize(
@@ -91,12 +65,12 @@ def test_logits_stay_the_same_to_the_last_bit(name: str, share: Sharing) -> None
     [("mobilenetv3_small_050", ".se."), ("legacy_seresnet18", ".se_module."),
      ("skresnet18", ".attn."), ("resnest14d", "conv2.act1")],
 )  # fmt: skip
-def test_squeeze_and_excite_branches_stay(name: str, branch: str) -> None:
+def test_squeeze_and_excite_is_not_replaced(name: str, branch: str) -> None:
     converted = network(name)
     replace_activations(converted)
-    left = [key for key, child in converted.named_modules() if isinstance(child, POINTWISE)]
-    assert left
-    assert all(branch in key or key == "act2" for key in left)  # act2 follows the global pool
+    remaining = [key for key, child in converted.named_modules() if isinstance(child, POINTWISE)]
+    assert remaining
+    assert all(branch in key or key == "act2" for key in remaining)  # act2 follows the global pool
     assert not any(branch in f".{key}." for key in sparta_modules(converted))
 
 
@@ -104,7 +78,7 @@ def test_squeeze_and_excite_branches_stay(name: str, branch: str) -> None:
     ("activation", "kind"),
     [("sparta", Sparta), ("relu", nn.ReLU), ("silu", nn.SiLU), ("gelu", nn.GELU), ("softplus", nn.Softplus)],
 )
-def test_every_activation(activation: str, kind: type[nn.Module]) -> None:
+def test_activation_by_name(activation: str, kind: type[nn.Module]) -> None:
     assert activation in ACTIVATIONS
     with torch.device("meta"):
         converted = network("resnet10t")
@@ -112,7 +86,7 @@ def test_every_activation(activation: str, kind: type[nn.Module]) -> None:
     assert all(type(converted.get_submodule(site.name)) is kind for site in sites)
 
 
-def test_sites_of_a_width_share_a_module() -> None:
+def test_sharing_by_width_and_by_site() -> None:
     shared, own = network("resnet10t"), network("resnet10t")
     for sites in (replace_activations(shared), replace_activations(own, share="site")):
         assert len(sites) == 11
@@ -124,33 +98,33 @@ def test_sites_of_a_width_share_a_module() -> None:
         by_width.setdefault(gate.channels, set()).add(id(gate))
     assert all(len(modules) == 1 for modules in by_width.values())
     assert len({id(own.get_submodule(site.name)) for site in sites}) == 11
-    twin = copy.deepcopy(shared)  # as the moving average of the weights makes
-    assert len(sparta_modules(twin)) == len(by_width)
+    replica = copy.deepcopy(shared)  # as weight averaging does
+    assert len(sparta_modules(replica)) == len(by_width)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 5])
 def test_kernel_size(kernel_size: int) -> None:
-    net = with_act(nn.ReLU())
+    net = with_activation(nn.ReLU())
     replace_activations(net, kernel_size=kernel_size)
     assert isinstance(net.act, Sparta)
     assert net.act.kernel_size == kernel_size
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_networks_of_other_precision(dtype: torch.dtype) -> None:
-    net = with_act(nn.ReLU()).to(dtype)
+def test_network_of_other_dtype(dtype: torch.dtype) -> None:
+    net = with_activation(nn.ReLU()).to(dtype)
     x = torch.randn(2, 3, 8, 8, dtype=dtype)
     expected = net(x)
     replace_activations(net)
     assert torch.equal(net(x), expected)
 
 
-def test_convnext_attends_along_height_and_width() -> None:
-    """Its activations are called on [N, H, W, C]."""
+def test_convnext_has_nhwc_sites() -> None:
+    """ConvNeXt calls its activations on [N, H, W, C]."""
     converted = network("test_convnext")
     sites = replace_activations(converted)
     assert {site.layout for site in sites if ".mlp." in site.name} == {"NHWC"}
-    learn(converted)
+    randomise_gates(converted)
     for site in sites:
         act = converted.get_submodule(site.name)
         assert isinstance(act, ChannelsLast)
@@ -162,7 +136,7 @@ def test_convnext_attends_along_height_and_width() -> None:
         assert torch.equal(act(x), expected)
 
 
-def test_hrnet_calls_one_module_on_several_widths() -> None:
+def test_hrnet_has_sites_of_several_widths() -> None:
     with torch.device("meta"):
         converted = network("hrnet_w18_small")
     sites = [site for site in replace_activations(converted) if len(site.widths) > 1]
@@ -173,15 +147,15 @@ def test_hrnet_calls_one_module_on_several_widths() -> None:
         assert act.keys() == {str(width) for width in site.widths}
 
 
-def test_per_width_takes_the_gate_of_its_input() -> None:
+def test_per_width_selects_by_channels() -> None:
     act = PerWidth({"2": Sparta(2), "3": Sparta(3)})
-    learn(act)
+    randomise_gates(act)
     for width in (2, 3):
         x = torch.randn(1, width, 4, 4)
         assert torch.equal(act(x), act[str(width)](x))
 
 
-def test_one_module_under_two_names() -> None:
+def test_module_with_two_names() -> None:
     act = nn.ReLU()
     net = Net(lambda net, x: net.two(net.one(x)), one=act, two=act)
     replace_activations(net)
@@ -189,31 +163,31 @@ def test_one_module_under_two_names() -> None:
     assert net.one is net.two
 
 
-# --- Normaliser-free networks, whose activations have a gain ---
+# --- Normaliser-free networks: activations with a gain ---
 
 
 @pytest.mark.parametrize("activation", ["sparta", "relu", "silu"])
-def test_a_gain_stays(activation: str) -> None:
+def test_gain_is_kept(activation: str) -> None:
     gain = 1.7139588594436646
-    net = with_act(GammaAct("relu", gamma=gain))
+    net = with_activation(GammaAct("relu", gamma=gain))
     x = torch.randn(2, 3, 8, 8)
-    planes = net.conv(x)
+    features = net.conv(x)
     if activation == "sparta":
         original = net(x)
         replace_activations(net)
         assert torch.equal(net(x), original)
     else:
         replace_activations(net, activation)
-    learn(net)
+    randomise_gates(net)
     gates = list(sparta_modules(net).values())
     functions = {"relu": F.relu, "silu": F.silu}
-    bare = gates[0](planes) if gates else functions[activation](planes)
-    torch.testing.assert_close(net(x), gain * bare)
-    net(x).sum().backward()  # the gain is not multiplied into what a gradient needs
+    without_gain = gates[0](features) if gates else functions[activation](features)
+    torch.testing.assert_close(net(x), gain * without_gain)
+    net(x).sum().backward()  # the in-place gain leaves the tensors for the gradient unchanged
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_nfnet_keeps_its_gains() -> None:
+def test_nfnet_gains_are_kept() -> None:
     with torch.device("meta"):
         converted = network("dm_nfnet_f0")
         names = [name for name, child in converted.named_modules() if isinstance(child, GammaAct)]

@@ -1,4 +1,4 @@
-"""Sparta against its closed form, and the properties that the paper's abstract claims for it."""
+"""Sparta against its closed form, its properties, and refused arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import robust_export
 from robust_export.errors import InvalidValue
 from robust_export.nn.sparta import Sparta, sparta
 
-TOLERANCES = {  # (relative, absolute); half precision is rounded once, so by half a unit in the last place
+TOLERANCES = {  # (relative, absolute); half precision is rounded once: half a unit in the last place
     torch.float32: (1e-5, 1e-6),
     torch.float16: (1.02 * 2**-11, 1e-7),
     torch.bfloat16: (1.02 * 2**-8, 1e-7),
@@ -23,7 +23,7 @@ TOLERANCES = {  # (relative, absolute); half precision is rounded once, so by ha
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 DTYPES = list(TOLERANCES)
 KERNELS = (1, 3, 5, 7)
-# H or W is smaller than the kernel, or one channel, or one image
+# with H or W smaller than the kernel, one channel, or one image
 SHAPES = ((2, 3, 8, 9), (1, 1, 5, 5), (1, 4, 1, 1), (3, 2, 1, 6), (1, 2, 7, 2), (2, 5, 2, 3))
 
 Array = npt.NDArray[np.float64]
@@ -31,23 +31,23 @@ Array = npt.NDArray[np.float64]
 
 def closed_form(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return relu(x) * 2 / (1 + exp(-(w (*) x + b))) in float64, from shifted slices."""
-    planes: Array = x.detach().double().numpy()
-    taps: Array = weight.detach().double().numpy()
-    height, width = planes.shape[2:]
-    kernel = taps.shape[-1]
-    reach = kernel // 2
-    padded = np.pad(planes, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
-    attention = np.zeros_like(planes) + bias.detach().double().numpy()[:, None, None]
+    inputs: Array = x.detach().double().numpy()
+    kernels: Array = weight.detach().double().numpy()
+    height, width = inputs.shape[2:]
+    kernel = kernels.shape[-1]
+    padding = kernel // 2
+    padded = np.pad(inputs, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    preactivation = np.zeros_like(inputs) + bias.detach().double().numpy()[:, None, None]
     for i in range(kernel):
         for j in range(kernel):
-            attention += taps[:, 0, i, j, None, None] * padded[:, :, i : i + height, j : j + width]
-    return torch.from_numpy(np.maximum(planes, 0) * 2 / (1 + np.exp(-attention)))
+            preactivation += kernels[:, 0, i, j, None, None] * padded[:, :, i : i + height, j : j + width]
+    return torch.from_numpy(np.maximum(inputs, 0) * 2 / (1 + np.exp(-preactivation)))
 
 
 def example(
     shape: tuple[int, ...] = (2, 3, 8, 9), kernel: int = 3, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x, a weight and a bias, the same every time."""
+    """Return x, weight and bias from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     weight = torch.randn(shape[1], 1, kernel, kernel, generator=generator) / kernel
@@ -55,7 +55,7 @@ def example(
 
 
 def gates(channels: int, kernel: int = 3) -> Sparta:
-    """Return a module whose gate has learnt something."""
+    """Return a module with random gate values."""
     module = Sparta(channels, kernel)
     _, weight, bias = example((1, channels, 1, 1), kernel)
     module.load_state_dict({"weight": weight, "bias": bias})
@@ -85,8 +85,8 @@ def test_closed_form(shape: tuple[int, ...], kernel: int, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_float32_gate_on_half_precision_planes(dtype: torch.dtype) -> None:
-    """The gate's own parameters are not rounded to the precision of x."""
+def test_float32_gate_on_half_precision_input(dtype: torch.dtype) -> None:
+    """The gate's parameters are not rounded to the dtype of x."""
     _, weight, bias = example()
     x = example(dtype=dtype)[0]
     result = sparta(x, weight, bias)
@@ -103,13 +103,13 @@ def test_gradients(kernel: int) -> None:
     assert torch.autograd.gradgradcheck(sparta, inputs)
 
 
-# --- It extends ReLU exactly ---
+# --- Relation to ReLU, range of the gate ---
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("channels", [1, 4])
-def test_zero_gate_is_relu_to_the_last_bit(channels: int, kernel: int, dtype: torch.dtype) -> None:
+def test_zero_weight_and_bias_is_exactly_relu(channels: int, kernel: int, dtype: torch.dtype) -> None:
     info = torch.finfo(dtype)
     denormal = info.smallest_normal / 4
     edges = [0.0, -0.0, info.max, info.min, info.tiny, -info.tiny, denormal, -denormal, 1 / 3, -1 / 3]
@@ -125,7 +125,7 @@ def test_zero_gate_is_relu_to_the_last_bit(channels: int, kernel: int, dtype: to
 
 
 @pytest.mark.parametrize("gate", [1.0, 1.5])
-def test_float16_does_not_overflow_before_its_range_ends(gate: float) -> None:
+def test_float16_does_not_overflow_early(gate: float) -> None:
     x = torch.full((1, 1, 4, 4), 40000.0, dtype=torch.float16)
     bias = torch.tensor([math.log(gate / (2 - gate))])  # 2 * sigmoid(bias) is the gate
     assert torch.equal(sparta(x, torch.zeros(1, 1, 3, 3), bias), (x.float() * gate).half())
@@ -142,7 +142,7 @@ def test_gate_lies_between_0_and_2(dtype: torch.dtype) -> None:
     assert (result[positive > 0] == 2 * positive[positive > 0]).any()
 
 
-# --- The links to Swish and to feature denoising; attention ---
+# --- Relation to Swish and feature denoising; spatial attention ---
 
 
 def test_kernel_of_1_is_rectified_swish() -> None:
@@ -150,13 +150,13 @@ def test_kernel_of_1_is_rectified_swish() -> None:
     beta = weight.view(1, -1, 1, 1)
     expected = 2 * F.relu(x) * torch.sigmoid(beta * x + bias.view(1, -1, 1, 1))
     torch.testing.assert_close(sparta(x, weight, bias), expected)
-    swish = 2 * F.silu(x)  # with beta = 1, b = 0, where x is positive
+    swish = 2 * F.silu(x)  # equal for beta = 1, b = 0 and positive x
     ones = torch.ones(3, 1, 1, 1)
     torch.testing.assert_close(sparta(x, ones, torch.zeros(3)), torch.where(x > 0, swish, 0))
 
 
 def test_local_average_damps_an_isolated_activation() -> None:
-    """Feature denoising: the same value passes amplified within a plateau, and hardly alone."""
+    """Feature denoising: a value is amplified within a plateau and damped alone."""
     weight, bias = torch.full((1, 1, 3, 3), 6 / 9), torch.tensor([-3.0])
     alone, plateau = torch.zeros(1, 1, 7, 7), torch.zeros(1, 1, 7, 7)
     alone[..., 3, 3] = 1.0
@@ -169,20 +169,20 @@ def test_local_average_damps_an_isolated_activation() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_gate_reads_its_neighbourhood_and_nothing_else(kernel: int) -> None:
+def test_gate_depends_on_neighbourhood_only(kernel: int) -> None:
     """Changing one pixel changes the outputs within k // 2 of it, in its image and channel only."""
     _, weight, bias = example((2, 3, 9, 9), kernel)
     x = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(1)) + 0.5
     changed = x.clone()
     changed[1, 2, 4, 4] -= 0.25
-    reach = kernel // 2
+    padding = kernel // 2
     expected = torch.zeros(2, 3, 9, 9, dtype=torch.bool)
-    expected[1, 2, 4 - reach : 5 + reach, 4 - reach : 5 + reach] = True
+    expected[1, 2, 4 - padding : 5 + padding, 4 - padding : 5 + padding] = True
     assert torch.equal(sparta(x, weight, bias) != sparta(changed, weight, bias), expected)
 
 
 def test_gate_depends_on_the_input() -> None:
-    """ReLU of twice the input is twice the output; a gate that reads the input is not so."""
+    """ReLU is homogeneous (twice the input, twice the output); Sparta is not."""
     x, weight, bias = example()
     zero = torch.zeros_like(weight)
     torch.testing.assert_close(sparta(2 * x, zero, bias), 2 * sparta(x, zero, bias))
@@ -202,7 +202,7 @@ def test_nan_stays_nan(dtype: torch.dtype) -> None:
     assert not result[1].isnan().any()
 
 
-def test_a_batch_of_none() -> None:
+def test_empty_batch() -> None:
     assert gates(3)(torch.zeros(0, 3, 4, 5)).shape == (0, 3, 4, 5)
 
 
@@ -225,7 +225,7 @@ def test_a_batch_of_none() -> None:
         ((2, 3, 8, 8), (3, 1, 3, 3), (3, 1), "[3]", "[3, 1]"),
     ],
 )
-def test_shapes_that_do_not_fit(
+def test_mismatched_shapes_are_refused(
     x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...], expected: str, received: str
 ) -> None:
     with pytest.raises(InvalidValue) as caught:
@@ -239,13 +239,13 @@ def test_shapes_that_do_not_fit(
     [(0, 3, ("at least one channel", "0")), (-1, 3, ("at least one channel", "-1"))]
     + [(4, kernel, ("odd kernel_size", str(kernel))) for kernel in (0, 2, 4, -1)],
 )
-def test_modules_that_cannot_be(channels: int, kernel: int, fragments: tuple[str, str]) -> None:
+def test_invalid_module_arguments(channels: int, kernel: int, fragments: tuple[str, str]) -> None:
     with pytest.raises(InvalidValue) as caught:
         Sparta(channels, kernel)
     assert all(fragment in str(caught.value) for fragment in fragments)
 
 
-def test_top_level_names_are_the_function_and_the_module() -> None:
+def test_top_level_names() -> None:
     assert robust_export.sparta is sparta
     assert robust_export.Sparta is Sparta
 

@@ -1,4 +1,4 @@
-"""Sparta's gradient: to the bit that of autograd through its formula, with half of the planes kept."""
+"""Sparta's gradient: bit-identical to autograd's, with half the saved tensors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from robust_export.nn.sparta import sparta, sparta_product
 
 
 def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """relu(x) * (2 sigmoid(w (*) x + b)), which autograd takes apart by itself."""
-    attention = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
-    return F.relu(x) * (2 * torch.sigmoid(attention))
+    """Return relu(x) * (2 sigmoid(w (*) x + b)), differentiated by autograd."""
+    preactivation = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    return F.relu(x) * (2 * torch.sigmoid(preactivation))
 
 
 def example(kernel: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,7 +27,7 @@ def example(kernel: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients_are_those_of_autograd(
+def test_values_and_gradients_equal_autograd(
     kernel: int, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
     x, weight, bias = example(kernel, dtype)
@@ -36,18 +36,18 @@ def test_values_and_gradients_are_those_of_autograd(
     results = [f(given, weight, bias) for f in (formula, sparta)]
     assert torch.equal(*results)
     gradients = [torch.autograd.grad(y, [given, weight, bias], upstream) for y in results]
-    for expected, found in zip(*gradients, strict=True):
-        assert torch.equal(expected, found)
+    for expected, received in zip(*gradients, strict=True):
+        assert torch.equal(expected, received)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    x, attention = (torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(sparta_product, (x, attention))
-    assert torch.autograd.gradgradcheck(sparta_product, (x, attention))
+def test_gradients_equal_finite_differences() -> None:
+    x, preactivation = (torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(sparta_product, (x, preactivation))
+    assert torch.autograd.gradgradcheck(sparta_product, (x, preactivation))
 
 
-def kept_bytes(y: Tensor) -> int:
-    """Return how many bytes of planes the graph of `y` keeps for its gradient."""
+def saved_bytes(y: Tensor) -> int:
+    """Return the bytes of tensors shaped like `y` that its autograd graph saves, shared memory once."""
     seen: dict[int, int] = {}
 
     def visit(node: object) -> None:
@@ -65,11 +65,11 @@ def kept_bytes(y: Tensor) -> int:
     return sum(seen.values())
 
 
-def test_half_of_the_planes_are_kept() -> None:
+def test_half_the_memory_is_saved_for_backward() -> None:
     given = example(3, torch.float32)
-    assert kept_bytes(sparta(*given)) * 2 == kept_bytes(formula(*given))
+    assert saved_bytes(sparta(*given)) * 2 == saved_bytes(formula(*given))
 
 
-def test_what_needs_no_gradient_keeps_nothing() -> None:
+def test_no_grad_saves_nothing() -> None:
     with torch.no_grad():
         assert sparta(*example(3, torch.float32)).grad_fn is None

@@ -1,4 +1,4 @@
-"""What torch does to Sparta: memory formats, autocast, compilation, export."""
+"""Sparta with PyTorch's memory formats, autocast, torch.compile and torch.export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.nn.test_sparta import DTYPES, assert_near, closed_form, example, gate
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_channels_last_stays_channels_last(dtype: torch.dtype) -> None:
+def test_channels_last_is_kept(dtype: torch.dtype) -> None:
     x, weight, bias = example((2, 4, 6, 5), dtype=dtype)
     result = sparta(x.to(memory_format=torch.channels_last), weight, bias)
     assert result.is_contiguous(memory_format=torch.channels_last)
@@ -43,7 +43,7 @@ def test_compiles_to_one_graph() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++")
-@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.filterwarnings("default")  # warnings of the compiler
 def test_compiles_to_machine_code() -> None:
     x, weight, bias = example()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A network's tensors, each once, and loading them."""
+"""Listing a network's tensors, shared ones once, and loading them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from robust_export.errors import InvalidValue
 from robust_export.nn.models import create_model
 from robust_export.nn.state_dict import load_tensors, tensors
 
-NARROW: dict[str, Any] = {"channels": (4, 8, 12, 16)}  # of a ResNet's four stages, to be quick
+NARROW: dict[str, Any] = {"channels": (4, 8, 12, 16)}  # of a ResNet's four stages, for speed
 
 
-def test_tensors_are_each_listed_once() -> None:
+def test_shared_tensors_are_listed_once() -> None:
     model = create_model("r18_sparta", image_size=8, **NARROW)
     listed = tensors(model)
     pointers = [tensor.data_ptr() for tensor in listed.values() if tensor.numel()]
@@ -23,12 +23,12 @@ def test_tensors_are_each_listed_once() -> None:
     assert {id(tensor) for tensor in listed.values()} == {
         id(tensor) for tensor in [*model.parameters(), *model.buffers()]
     }
-    assert sum(".act" in name for name in listed) == 2 * 5  # one weight and one bias for a width
+    assert sum(".act" in name for name in listed) == 2 * 5  # one weight and one bias per width
     assert "backbone.bn1.running_mean" in listed
-    assert len(model.state_dict()) > len(listed)  # which names shared ones again and again
+    assert len(model.state_dict()) > len(listed)  # state_dict() repeats shared tensors
 
 
-def test_load_tensors_restores_every_one() -> None:
+def test_load_tensors() -> None:
     torch.manual_seed(0)
     source = create_model("r18_sparta", image_size=8, **NARROW)
     target = create_model("r18_sparta", image_size=8, **NARROW)
@@ -43,7 +43,7 @@ def test_load_tensors_restores_every_one() -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "extra", "shape"])
-def test_load_tensors_refuses_what_does_not_fit(fault: str) -> None:
+def test_load_tensors_refuses_mismatch(fault: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     saved = {name: tensor + 1 for name, tensor in tensors(model).items()}
     before = {name: tensor.clone() for name, tensor in tensors(model).items()}

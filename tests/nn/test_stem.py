@@ -1,4 +1,4 @@
-"""The stem of small images, which keeps their resolution."""
+"""The stem for small images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from robust_export.nn.models import create_model
 from robust_export.nn.stem import keep_resolution
 
-NARROW: dict[str, Any] = {"channels": (4, 8, 12, 16)}  # of a ResNet's four stages, to be quick
+NARROW: dict[str, Any] = {"channels": (4, 8, 12, 16)}  # of a ResNet's four stages, for speed
 
 
 def input_shape(model: nn.Module, name: str, pixels: Tensor) -> tuple[int, ...]:
-    """Return the shape of what a module is called on when the model is called on pixels."""
+    """Return the input shape of a submodule for these pixels."""
     shapes: list[tuple[int, ...]] = []
     hook = model.get_submodule(name).register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
     with torch.no_grad():
@@ -26,8 +26,8 @@ def input_shape(model: nn.Module, name: str, pixels: Tensor) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("image_size", [8, 32, 64, 65, 224])
-def test_small_images_keep_their_resolution(image_size: int) -> None:
-    """The names of ResNet's stem: a 7x7 convolution of stride 2, then a max-pool of stride 2."""
+def test_resolution_of_the_first_stage(image_size: int) -> None:
+    """ResNet's own stem is a 7x7 convolution of stride 2 and a max-pool of stride 2."""
     model = create_model("r18_relu", image_size=image_size, **NARROW).eval()
     conv = model.get_submodule("backbone.conv1")
     assert isinstance(conv, nn.Conv2d)
@@ -58,17 +58,17 @@ def test_small_images_keep_their_resolution(image_size: int) -> None:
         ("repvgg_a0", "stages.0"),
         ("mobilenetv3_small_050", "blocks.0"),
         ("nf_resnet26", "stages.0"),
-        ("hgnetv2_b0", "stem.stem3"),  # whose pool has stride 1
+        ("hgnetv2_b0", "stem.stem3"),  # its pool has stride 1
     ],
 )
-def test_the_first_stage_sees_every_pixel(name: str, first_stage: str) -> None:
+def test_first_stage_of_other_backbones(name: str, first_stage: str) -> None:
     with torch.device("meta"):
         backbone = timm.create_model(name).eval()
         keep_resolution(backbone, name)
         assert input_shape(backbone, first_stage, torch.empty(1, 3, 32, 32))[-2:] == (32, 32)
 
 
-def test_large_images_get_the_backbone_as_it_is() -> None:
+def test_stem_for_large_images_is_unchanged() -> None:
     model = create_model("r18_sparta", num_classes=1000, image_size=224, **NARROW)
     original = timm.create_model("resnet18", **NARROW)
     shapes = {name: tensor.shape for name, tensor in model.backbone.state_dict().items()}
@@ -76,8 +76,8 @@ def test_large_images_get_the_backbone_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["nf_resnet26", "test_nfnet"])
-def test_the_stem_of_a_normaliser_free_network_stays_standardised(name: str) -> None:
-    """The gain of its weights is gamma / sqrt(fan in): the same gamma at the new fan."""
+def test_normaliser_free_stem_keeps_gamma(name: str) -> None:
+    """`scale` is gamma / sqrt(fan_in); gamma stays the same with the new fan_in."""
     config = timm.get_pretrained_cfg(name)
     assert config is not None
     before = timm.create_model(name, num_classes=3).get_submodule(str(config.first_conv))
