@@ -161,10 +161,10 @@ def run_job_and_stop(file: Path) -> None:
     """Run a job, and send SIGTERM to this process at the 5th training step."""
     original, steps = TrainStep.__call__, iter(range(1, 10**6))
 
-    def step(self: TrainStep, *args: Any) -> Any:
+    def step(self: TrainStep, *args: Any, **options: Any) -> Any:
         if next(steps) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args)
+        return original(self, *args, **options)
 
     TrainStep.__call__ = step  # type: ignore[method-assign]
     sys.exit(main(str(file)))
