@@ -6,7 +6,7 @@
 [0, 2]. With w = 0 and b = 0 it is exactly 1, and Sparta is exactly ReLU.
 
 The idea (spatially attentive, input-dependent, transferable between CNNs and data sets) is from Guo,
-Juefei-Xu, Zhou, Feng, Liu & Wang, arXiv 2105.08269. The closed form is this project's own, see docs/sparta.md.
+Juefei-Xu, Zhou, Feng, Liu & Wang, arXiv 2105.08269. The closed form is this project's own (docs/sparta.md).
 
 The ONNX function body and all kernels are tested against this module.
 """
@@ -157,8 +157,8 @@ class SpartaProduct(torch.autograd.Function):
         dy/dx = [x > 0] * 2 s
         dy/da = 2 relu(x) * s * (1 - s)
 
-    It saves two tensors, x and s, where autograd saves four, and rounds as autograd does: values and gradients
-    are bit-identical to autograd's. s is an output as well, so that the gradient can be differentiated again.
+    It saves two tensors, x and s, where autograd saves four, and rounds as autograd does: values and
+    gradients are bit-identical. s is an output as well, so that the gradient can be differentiated again.
     """
 
     @staticmethod

@@ -60,8 +60,8 @@ def load_sparta(module: nn.Module, path: str | Path) -> None:
     """Load a Sparta function into a network; widths (or sites) that the network lacks are ignored.
 
     Raises:
-        SpartaMismatch: if `path` is no Sparta function, lacks a width (or site) of the network, or has another
-            kernel size or form.
+        SpartaMismatch: if `path` is no Sparta function, lacks a width (or site) of the network, or has
+            another kernel size or form.
     """
     saved, form = _read_table(Path(path))
     table = sparta_table(module)
@@ -110,7 +110,7 @@ def _read_table(path: Path) -> tuple[Mapping[str, Mapping[str, Tensor]], str]:
         )
     if metadata.get("version") != str(FILE_VERSION):
         raise SpartaMismatch(
-            f"{path} has version {metadata.get('version')} of the file format; this robust-export reads version "
+            f"{path} has file format version {metadata.get('version')}; this robust-export reads version "
             f"{FILE_VERSION}. Upgrade robust-export, or train the function again."
         )
     return table, metadata.get("form", "relu")

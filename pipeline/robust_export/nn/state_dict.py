@@ -9,7 +9,7 @@ from robust_export.errors import InvalidValue
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's parameters and persistent buffers; a shared tensor appears once, by its first name."""
+    """Return parameters and persistent buffers by name; a shared tensor appears once, by its first name."""
     persistent = module.state_dict().keys()
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: tensor for name, tensor in named.items() if name in persistent}
@@ -24,7 +24,7 @@ def load_tensors(module: nn.Module, saved: dict[str, Tensor]) -> None:
     own = tensors(module)
     if unmatched := sorted(own.keys() ^ saved.keys()):
         raise InvalidValue(
-            f"{len(unmatched)} tensors are only in the network or only in the file: {', '.join(unmatched[:5])}"
+            f"{len(unmatched)} tensors are missing or unknown, such as {', '.join(unmatched[:5])}"
         )
     for name, tensor in own.items():
         if tensor.shape != saved[name].shape:
