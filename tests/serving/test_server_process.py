@@ -19,12 +19,13 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from robust_export.serving.messages import SERVICE
 
 from robust_export.cli import cli
-from robust_export.serving.messages import SERVICE
 from tests.serving import request_bodies
 from tests.serving.bundles import expected, images, linear_bundle
 from tests.serving.servers import LONG, Server, command, start
+from tests.waiting import wait_for_exit, wait_until
 
 
 @contextmanager
@@ -75,8 +76,7 @@ def test_sigterm_finishes_what_was_accepted(slow: Path, tmp_path: Path) -> None:
     with start(tmp_path, "--model", slow, "--max-batch", "1") as server, client() as http:
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(infer, http, server, "slow", 40, seed) for seed in range(8)]
-            while server.metric("robust_export_accepted_requests") < 8:
-                pass
+            wait_until(lambda: server.metric("robust_export_accepted_requests") == 8)
             assert server.end() == 0
             assert all(right(future.result(), 40, seed) for seed, future in enumerate(asked))
         with pytest.raises(httpx.ConnectError):
@@ -90,12 +90,9 @@ def test_workers_share_the_port_and_one_that_is_killed_is_replaced(net: Path, tm
         first = children(server.process.pid)
         assert len(first) == 2
         os.kill(first[0], signal.SIGKILL)
-        deadline = threading.Event()
-        timer = threading.Timer(LONG, deadline.set)
-        timer.start()
-        while (now := children(server.process.pid)) == first or len(now) < 2:
-            assert not deadline.is_set()
-        timer.cancel()
+        wait_for_exit(first[0])
+        wait_until(lambda: len(children(server.process.pid)) == 2)
+        now = children(server.process.pid)
         assert first[1] in now
         with client() as fresh:
             assert all(right(infer(fresh, server, "net", 2, seed), 2, seed) for seed in range(20))
@@ -109,8 +106,7 @@ def test_a_killed_worker_fails_its_requests_and_no_others(slow: Path, tmp_path: 
     with start(tmp_path, "--model", slow, "--workers", "2", "--max-batch", "1") as server:
         with client() as http, ThreadPoolExecutor(12) as pool:
             asked = [pool.submit(infer, http, server, "slow", 40, seed) for seed in range(12)]
-            while server.metric("robust_export_accepted_requests") < 12:
-                pass
+            wait_until(lambda: server.metric("robust_export_accepted_requests") == 12)
             os.kill(children(server.process.pid)[0], signal.SIGKILL)
             for seed, future in enumerate(asked):
                 try:
@@ -126,18 +122,14 @@ def test_workers_end_with_their_supervisor(net: Path, tmp_path: Path) -> None:
         workers = children(server.process.pid)
         server.process.kill()
         server.process.wait(LONG)
-        deadline = threading.Event()
-        timer = threading.Timer(LONG, deadline.set)
-        timer.start()
-        while [pid for pid in workers if running(pid)]:
-            assert not deadline.is_set()
-        timer.cancel()
+        for worker in workers:
+            wait_for_exit(worker)
 
 
 def interrupt_twice(server: Server) -> int:
     server.process.send_signal(signal.SIGINT)
-    while not any(line["event"] == "ending" for line in server.log()):
-        assert server.process.poll() is None
+    wait_until(lambda: any(line["event"] == "ending" for line in server.log()))
+    assert server.process.poll() is None
     server.process.send_signal(signal.SIGINT)
     return server.process.wait(LONG)
 
@@ -212,10 +204,6 @@ def children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     found = [int(word) for word in text.split()]
     return [child for child in found if b"spawn_main" in _arguments(child)]
-
-
-def running(pid: int) -> bool:
-    return bool(_arguments(pid))
 
 
 def _arguments(pid: int) -> bytes:

@@ -15,6 +15,7 @@ import pytest
 from tests.serving import request_bodies
 from tests.serving.bundles import expected, images
 from tests.serving.servers import LONG, Server, start
+from tests.waiting import wait_until
 
 INFER = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: test\r\n"
 CHUNKED = INFER + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -141,8 +142,7 @@ def test_who_vanishes_takes_nothing_along(hasty: Server) -> None:
             connection.sendall(sent)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
         healthy(hasty)
-    while hasty.metric("robust_export_accepted_requests"):
-        pass
+    wait_until(lambda: hasty.metric("robust_export_accepted_requests") == 0)
 
 
 def test_there_are_only_so_many_connections(hasty: Server) -> None:
