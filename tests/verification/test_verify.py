@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,13 +69,12 @@ def test_it_is_repeatable(trained: Path, report: Report) -> None:
     assert again.source == report.source
 
 
-def test_the_command_of_a_call_is_the_call(bundle: Bundle) -> None:
-    import robust_export
-    from robust_export.recipe.schema import Threat, Verify
-
+def test_command_in_report_repeats_the_call(bundle: Bundle, tmp_path: Path) -> None:
     report = verify(bundle, ["model.onnx"], settings=FAST, device="cpu", write=False)
-    names = {"robust_export": robust_export, "Threat": Threat, "Verify": Verify}
-    again = eval(report.command, names)
+    script = tmp_path / "again.py"
+    imports = "import robust_export\nfrom robust_export.recipe.schema import Threat, Verify\n"
+    script.write_text(f"{imports}report = {report.command}\n")
+    again = runpy.run_path(str(script))["report"]
     assert again.command == report.command
     assert again.source == report.source
 
