@@ -27,7 +27,7 @@ from robust_export.cli.options import (
 )  # fmt: skip
 @click.option(
     "--calibration", type=click.Choice(["clean", "adversarial", "both"]), show_default="clean",
-    help="For int8: the training images whose activations set the quantization ranges.",
+    help="For int8: the training images whose activations set the quantisation ranges.",
 )  # fmt: skip
 @click.option(
     "--calibration-samples", type=COUNT, metavar="N", show_default="512",
