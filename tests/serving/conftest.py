@@ -1,4 +1,4 @@
-"""What the tests of the server share."""
+"""Fixtures of the server's tests."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from robust_export.runtimes.remote import KEY
+from robust_export.runtimes.remote import API_KEY_VARIABLE
 from tests.serving.bundles import linear_bundle
 from tests.serving.servers import App, Server, start
 
 
 @pytest.fixture(autouse=True)
-def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY, raising=False)
+def _no_api_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -25,14 +25,14 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same logits, after a good many products of matrices."""
-    return linear_bundle(tmp_path_factory.mktemp("exported") / "slow", repeats=60)
+    """A bundle with the same logits, computed after 20 products of large matrices."""
+    return linear_bundle(tmp_path_factory.mktemp("exported") / "slow", matmuls=20)
 
 
 @pytest.fixture(scope="session")
-def server(net: Path, slow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server that many tests ask; it has both bundles."""
-    with start(tmp_path_factory.mktemp("server"), "--model", net, "--model", slow) as running:
+def server(net: Path, slow: Path) -> Iterator[Server]:
+    """A server process with both bundles, for tests that do not change it."""
+    with start("--model", net, "--model", slow) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""Requests of the protocol, written by hand, apart from the server and from the project's client."""
+"""Request bodies and response parsing of the protocol, independent of the server's and the client's code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from tests.serving.bundles import Array
 
-LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def tensor(pixels: Array, **changes: Any) -> dict[str, Any]:
+    """Return the JSON of an input; a change of None removes a key."""
     entry = {
         "name": "pixels",
         "datatype": "FP32",
@@ -23,34 +24,35 @@ def tensor(pixels: Array, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (entry | changes).items() if value is not None}
 
 
-def as_json(pixels: Array, *outputs: str, **more: Any) -> bytes:
-    asked: dict[str, Any] = {"inputs": [tensor(pixels)], **more}
+def as_json(pixels: Array, *outputs: str, **fields: Any) -> bytes:
+    request: dict[str, Any] = {"inputs": [tensor(pixels)], **fields}
     if outputs:
-        asked["outputs"] = [{"name": name} for name in outputs]
-    return json.dumps(asked).encode()
+        request["outputs"] = [{"name": name} for name in outputs]
+    return json.dumps(request).encode()
 
 
 def as_bytes(pixels: Array, *outputs: str) -> tuple[bytes, dict[str, str]]:
-    """Return a body and its headers; all outputs are asked for as bytes."""
+    """Return a body with binary tensors, and its headers; all outputs are requested as bytes."""
     raw = pixels.astype("<f4").tobytes()
     entry = tensor(pixels, data=None, parameters={"binary_data_size": len(raw)})
-    asked: dict[str, Any] = {"inputs": [entry], "parameters": {"binary_data_output": True}}
+    request: dict[str, Any] = {"inputs": [entry], "parameters": {"binary_data_output": True}}
     if outputs:
-        asked["outputs"] = [{"name": name} for name in outputs]
-    head = json.dumps(asked).encode()
-    return head + raw, {LENGTH: str(len(head))}
+        request["outputs"] = [{"name": name} for name in outputs]
+    head = json.dumps(request).encode()
+    return head + raw, {HEADER_LENGTH: str(len(head))}
 
 
 def elements(*items: bytes) -> bytes:
+    """Return BYTES data: each element after its length."""
     return b"".join(struct.pack("<I", len(item)) + item for item in items)
 
 
 def read(content: bytes, headers: Any) -> dict[str, Any]:
-    """Return the outputs of an answer by name, as arrays or lists of texts."""
-    split = int(headers.get(LENGTH.lower(), len(content)))
-    answer, tail = json.loads(content[:split]), content[split:]
-    found: dict[str, Any] = {}
-    for entry in answer["outputs"]:
+    """Return the outputs of a response by name, as arrays or lists of texts."""
+    split = int(headers.get(HEADER_LENGTH.lower(), len(content)))
+    response, tail = json.loads(content[:split]), content[split:]
+    outputs: dict[str, Any] = {}
+    for entry in response["outputs"]:
         size = entry.get("parameters", {}).get("binary_data_size")
         if size is None:
             values: Any = entry["data"]
@@ -61,8 +63,8 @@ def read(content: bytes, headers: Any) -> dict[str, Any]:
             while raw:
                 (length,) = struct.unpack_from("<I", raw)
                 values, raw = [*values, raw[4 : 4 + length].decode()], raw[4 + length :]
-        found[entry["name"]] = (
-            np.array(values, np.float32).reshape(entry["shape"]) if entry["datatype"] == "FP32" else values
-        )
+        if entry["datatype"] == "FP32":
+            values = np.array(values, np.float32).reshape(entry["shape"])
+        outputs[entry["name"]] = values
     assert not tail
-    return found
+    return outputs

@@ -1,4 +1,4 @@
-"""What a batch holds, who gets which answer, and what happens to those who leave or whose batch fails."""
+"""Batches: what they contain, who gets which logits, cancellation, failures."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ import pytest
 
 from robust_export.serving.batching import Batcher, Observe
 from tests.serving.bundles import Array
+from tests.serving.servers import TIMEOUT
 
 
-class Gate:
-    """A classifier that waits to be let through, and remembers its batches. An image's logit is its value."""
+class BlockingClassifier:
+    """Records its batches and blocks until `release` is set. The logit of an image is its value."""
 
-    def __init__(self, *, open: bool = True) -> None:
+    def __init__(self, *, released: bool = False) -> None:
         self.batches: list[list[float]] = []
-        self.entered, self.let = threading.Event(), threading.Event()
-        if open:
-            self.let.set()
+        self.entered, self.release = threading.Event(), threading.Event()
+        if released:
+            self.release.set()
 
     def __call__(self, pixels: Array) -> Array:
         self.batches.append(pixels[:, 0, 0, 0].tolist())
         self.entered.set()
-        assert self.let.wait(60)
+        assert self.release.wait(TIMEOUT)
         if pixels.min() < 0:
             raise ValueError("negative")
         return pixels.reshape(len(pixels), -1)[:, :1].copy()
 
-    async def has_entered(self) -> None:
-        assert await asyncio.to_thread(self.entered.wait, 60)
+    async def wait_until_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, TIMEOUT)
 
 
 def images(*values: float) -> Array:
@@ -39,133 +40,133 @@ def images(*values: float) -> Array:
 
 
 def run(
-    gate: Gate, then: Callable[[Batcher], Awaitable[None]], max_batch: int = 4, delay: float = 0,
-    observe: Observe = lambda *_: None,
+    classifier: BlockingClassifier, scenario: Callable[[Batcher], Awaitable[None]], max_batch: int = 4,
+    delay: float = 0, observe: Observe = lambda *_: None,
 ) -> None:  # fmt: skip
     async def main() -> None:
-        batcher = Batcher(gate, max_batch, delay, observe)
+        batcher = Batcher(classifier, max_batch, delay, observe)
         try:
-            await then(batcher)
+            await scenario(batcher)
         finally:
-            gate.let.set()
+            classifier.release.set()
             await batcher.close()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
-def test_what_arrives_while_a_batch_runs_is_the_next_one() -> None:
-    gate = Gate(open=False)
+def test_arrivals_during_a_batch_form_the_next() -> None:
+    classifier = BlockingClassifier()
 
-    async def then(batcher: Batcher) -> None:
+    async def scenario(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher(images(1)))
-        await gate.has_entered()
+        await classifier.wait_until_entered()
         others = [asyncio.create_task(batcher(images(v))) for v in (2, 3, 4, 5, 6)]
         await asyncio.sleep(0)
-        gate.let.set()
-        answers = await asyncio.gather(first, *others)
-        assert [answer.tolist() for answer in answers] == [[[v]] for v in (1, 2, 3, 4, 5, 6)]
+        classifier.release.set()
+        logits = await asyncio.gather(first, *others)
+        assert [rows.tolist() for rows in logits] == [[[v]] for v in (1, 2, 3, 4, 5, 6)]
 
-    run(gate, then)
-    assert gate.batches == [[1], [2, 3, 4, 5], [6]]
+    run(classifier, scenario)
+    assert classifier.batches == [[1], [2, 3, 4, 5], [6]]
 
 
-def test_a_request_waits_for_others_to_join() -> None:
-    gate = Gate()
+def test_request_waits_until_the_batch_is_full() -> None:
+    classifier = BlockingClassifier(released=True)
 
-    async def then(batcher: Batcher) -> None:
+    async def scenario(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher(images(1)))
         await asyncio.sleep(0)
         await asyncio.gather(first, batcher(images(2, 3, 4)))
 
-    run(gate, then, delay=60)
-    assert gate.batches == [[1, 2, 3, 4]]
+    run(classifier, scenario, delay=TIMEOUT)
+    assert classifier.batches == [[1, 2, 3, 4]]
 
 
-def test_a_batch_is_never_larger_than_it_may_be_and_keeps_the_order() -> None:
-    gate = Gate(open=False)
+def test_large_requests_are_split_in_order() -> None:
+    classifier = BlockingClassifier()
 
-    async def then(batcher: Batcher) -> None:
+    async def scenario(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher(images(0)))
-        await gate.has_entered()
-        asked = [images(1, 2, 3), images(4, 5), images(*range(6, 16)), images(16)]
-        tasks = [asyncio.create_task(batcher(pixels)) for pixels in asked]
+        await classifier.wait_until_entered()
+        requests = [images(1, 2, 3), images(4, 5), images(*range(6, 16)), images(16)]
+        tasks = [asyncio.create_task(batcher(pixels)) for pixels in requests]
         await asyncio.sleep(0)
-        gate.let.set()
-        for pixels, answer in zip(asked, await asyncio.gather(*tasks), strict=True):
-            np.testing.assert_array_equal(answer, pixels.reshape(-1, 1))
+        classifier.release.set()
+        for pixels, logits in zip(requests, await asyncio.gather(*tasks), strict=True):
+            np.testing.assert_array_equal(logits, pixels.reshape(-1, 1))
         await first
 
-    run(gate, then)
-    assert gate.batches == [[0], [1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11, 12, 13], [14, 15, 16]]
+    run(classifier, scenario)
+    assert classifier.batches == [[0], [1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11, 12, 13], [14, 15, 16]]
 
 
-def test_who_left_is_not_computed_and_takes_no_answer() -> None:
-    gate = Gate(open=False)
+def test_cancelled_requests_are_not_computed() -> None:
+    classifier = BlockingClassifier()
 
-    async def then(batcher: Batcher) -> None:
+    async def scenario(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher(images(1)))
-        await gate.has_entered()
-        leaving, large, staying = (
+        await classifier.wait_until_entered()
+        small, large, kept = (
             asyncio.create_task(batcher(images(*values))) for values in ((2,), range(10, 19), (3,))
         )
         await asyncio.sleep(0)
-        leaving.cancel()
+        small.cancel()
         large.cancel()
         await asyncio.sleep(0)
-        gate.let.set()
-        assert (await staying).tolist() == [[3]]
+        classifier.release.set()
+        assert (await kept).tolist() == [[3]]
         await first
 
-    run(gate, then)
-    assert gate.batches == [[1], [3]]
+    run(classifier, scenario)
+    assert classifier.batches == [[1], [3]]
 
 
-def test_a_failure_is_that_of_its_batch_alone() -> None:
-    gate = Gate(open=False)
+def test_failure_affects_its_batch_only() -> None:
+    classifier = BlockingClassifier()
 
-    async def then(batcher: Batcher) -> None:
+    async def scenario(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher(images(1)))
-        await gate.has_entered()
+        await classifier.wait_until_entered()
         tasks = [asyncio.create_task(batcher(images(*v))) for v in ((-1, 2), (3, 4), (5,))]
         await asyncio.sleep(0)
-        gate.let.set()
+        classifier.release.set()
         assert (await first).tolist() == [[1]]
         for task in tasks[:2]:
             with pytest.raises(ValueError, match="negative"):
                 await task
         assert (await tasks[2]).tolist() == [[5]]
 
-    run(gate, then)
+    run(classifier, scenario)
 
 
-def test_what_cannot_be_one_batch_fails_and_the_next_runs() -> None:
-    gate = Gate(open=False)
+def test_batch_runs_after_one_that_cannot_be_concatenated() -> None:
+    classifier = BlockingClassifier()
 
-    async def then(batcher: Batcher) -> None:
+    async def scenario(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher(images(1)))
-        await gate.has_entered()
+        await classifier.wait_until_entered()
         others = [asyncio.create_task(batcher(v)) for v in (images(2), np.zeros((1, 1, 2, 2), np.float32))]
         await asyncio.sleep(0)
-        gate.let.set()
+        classifier.release.set()
         await first
         for other in others:
             with pytest.raises(ValueError, match="dimension"):
                 await other
         assert (await batcher(images(3))).tolist() == [[3]]
 
-    run(gate, then)
+    run(classifier, scenario)
 
 
-def test_counts_that_cannot_be_kept_fail_a_batch_and_the_next_runs() -> None:
+def test_batch_runs_after_a_failing_observer() -> None:
     failures = [OSError("the disk is full")]
 
     def observe(*_: object) -> None:
         if failures:
             raise failures.pop()
 
-    async def then(batcher: Batcher) -> None:
+    async def scenario(batcher: Batcher) -> None:
         with pytest.raises(OSError, match="full"):
             await batcher(images(1))
         assert (await batcher(images(2))).tolist() == [[2]]
 
-    run(Gate(), then, observe=observe)
+    run(BlockingClassifier(released=True), scenario, observe=observe)

@@ -1,63 +1,71 @@
-"""Clients that are slow, vanish, or speak no HTTP, over real connections."""
+"""Clients that are slow, close the connection, or do not speak HTTP, over TCP connections."""
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.serving import request_bodies
-from tests.serving.bundles import expected, images
-from tests.serving.servers import LONG, Server, start
-from tests.waiting import wait_until
+from tests.serving.bundles import images
+from tests.serving.raw_http import Address, OpenRequest, connect, read_all, read_error
+from tests.serving.servers import TIMEOUT, App, serve_in_thread
 
 INFER = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: test\r\n"
 CHUNKED = INFER + b"Transfer-Encoding: chunked\r\n\r\n"
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n"
+
+
+class CountingApp:
+    """An ASGI application that counts the requests being handled."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._handled = threading.Condition()
+        self._active = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with self._handled:
+            self._active += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            with self._handled:
+                self._active -= 1
+                self._handled.notify_all()
+
+    def wait_until_idle(self) -> None:
+        with self._handled:
+            assert self._handled.wait_for(lambda: self._active == 0, TIMEOUT)
 
 
 @pytest.fixture(scope="module")
-def hasty(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that waits for a second, and has 20 connections."""
-    folder = tmp_path_factory.mktemp("hasty")
-    options = ("--timeout", "1", "--connections", "20", "--max-body", "1", "--no-grpc")
-    with start(folder, "--model", net, *options) as running:
-        yield running
+def app(net: Path) -> Iterator[App]:
+    running = App(net, max_body=1)
+    yield running
+    running.close()
 
 
-def connect(server: Server) -> socket.socket:
-    host, port = server.rest.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), LONG)
+@pytest.fixture(scope="module")
+def counting(app: App) -> CountingApp:
+    return CountingApp(app.app)
 
 
-def answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
-    """Return the status and the JSON of what comes until the server closes the connection."""
-    content = b""
-    while part := connection.recv(1 << 16):
-        content += part
-    head, _, body = content.partition(b"\r\n\r\n")
-    assert head.count(b"HTTP/1.1") == 1
-    return int(head.split()[1]), json.loads(body)
+@pytest.fixture(scope="module")
+def address(counting: CountingApp) -> Iterator[Address]:
+    """A server with a timeout of 0.5 s and at most 20 connections."""
+    with serve_in_thread(counting, timeout=0.5, max_connections=20) as listening:
+        yield listening
 
 
-def healthy(server: Server) -> None:
-    body, headers = request_bodies.as_bytes(images(1))
-    lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
-    with connect(server) as connection:
-        connection.sendall(
-            INFER + f"{lines}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
-        )
-        content = b""
-        while part := connection.recv(1 << 16):
-            content += part
-    head, _, rest = content.partition(b"\r\n\r\n")
-    pairs = dict(line.split(": ", 1) for line in head.decode().lower().splitlines()[1:])
-    np.testing.assert_allclose(request_bodies.read(rest, pairs)["logits"], expected(images(1)), atol=1e-4)
+def check_healthy(address: Address) -> None:
+    assert OpenRequest(address, images(1)).finish()
 
 
 @pytest.mark.parametrize(
@@ -70,38 +78,36 @@ def healthy(server: Server) -> None:
         INFER + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
     ],
 )
-def test_who_is_slow_is_told_so(hasty: Server, sent: bytes) -> None:
-    with connect(hasty) as connection:
+def test_slow_request_gets_408(address: Address, sent: bytes) -> None:
+    with connect(address) as connection:
         connection.sendall(sent)
-        status, said = answer(connection)
+        status, _ = read_error(connection)
     assert status == 408
-    assert said.keys() == {"error"}
-    healthy(hasty)
+    check_healthy(address)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"])
-def test_who_says_nothing_is_let_go(hasty: Server, sent: bytes) -> None:
-    with connect(hasty) as connection:
+def test_silent_connection_is_closed(address: Address, sent: bytes) -> None:
+    with connect(address) as connection:
         connection.sendall(sent)
         assert connection.recv(1) == b""
 
 
-def test_who_says_nothing_more_is_let_go(hasty: Server) -> None:
-    with connect(hasty) as connection:
-        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+def test_idle_connection_is_closed_after_a_response(address: Address) -> None:
+    with connect(address) as connection:
+        connection.sendall(LIVE + b"\r\n")
         content = b""
         while not content.endswith(b'{"live":true}'):
             content += connection.recv(1 << 16)
-        connection.sendall(b"\r\n")  # after which uvicorn's own time for idle connections does not run
+        connection.sendall(b"\r\n")  # stops uvicorn's own keep-alive timer
         assert connection.recv(1) == b""
 
 
-def test_who_goes_on_after_a_refusal_is_let_go(hasty: Server) -> None:
-    with connect(hasty) as connection:
+def test_large_body_gets_413_and_is_closed(address: Address) -> None:
+    with connect(address) as connection:
         connection.sendall(INFER + b"Content-Length: 99999999\r\n\r\nabc")
-        status, said = answer(connection)
+        status, _ = read_error(connection)
     assert status == 413
-    assert said.keys() == {"error"}
 
 
 @pytest.mark.parametrize(
@@ -120,50 +126,49 @@ def test_who_goes_on_after_a_refusal_is_let_go(hasty: Server) -> None:
         (CHUNKED + b"0\r\nX: " + b"y" * 1_000_000, 431),  # trailers
         (CHUNKED + b"2\r\n{}\r\n0\r\nX: " + b"y" * 1_000_000, 431),
         (CHUNKED + b"0\r\n" + b"X: y\r\n" * 100_000, 431),
-        (CHUNKED + b"2;" + b"y" * 1_000_000, 431),  # an extension of a chunk
+        (CHUNKED + b"2;" + b"y" * 1_000_000, 431),  # chunk extension
         (b"GET /" + b"y" * 200_000 + b" HTTP/1.1\r\n\r\n", 431),
     ],
 )  # fmt: skip
-def test_what_is_no_request(hasty: Server, sent: bytes, status: int) -> None:
-    with connect(hasty) as connection:
+def test_malformed_http_gets_400_or_431(address: Address, sent: bytes, status: int) -> None:
+    with connect(address) as connection:
         connection.sendall(sent)
-        got, said = answer(connection)
-    assert got == status
-    assert said.keys() == {"error"}
-    healthy(hasty)
+        received, _ = read_error(connection)
+    assert received == status
+    check_healthy(address)
 
 
-def test_who_vanishes_takes_nothing_along(hasty: Server) -> None:
+def test_reset_connections_leave_no_request_behind(address: Address, app: App, counting: CountingApp) -> None:
     body, headers = request_bodies.as_bytes(images(100))
-    head = INFER + "".join(f"{k}: {v}\r\n" for k, v in headers.items()).encode()
+    head = INFER + "".join(f"{key}: {value}\r\n" for key, value in headers.items()).encode()
     whole = head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
     for sent in (whole[:-10], whole[:100], whole, whole + whole[:-1]):
-        with connect(hasty) as connection:
+        with connect(address) as connection:
             connection.sendall(sent)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
-        healthy(hasty)
-    wait_until(lambda: hasty.metric("robust_export_accepted_requests") == 0)
+        check_healthy(address)
+    counting.wait_until_idle()
+    assert app.service.models["net"].accepted == 0
+    assert app.service.buffered_bytes == 0
 
 
-def test_there_are_only_so_many_connections(hasty: Server) -> None:
-    crowd = [connect(hasty) for _ in range(20)]
+def test_too_many_connections_get_503(address: Address) -> None:
+    connections = [connect(address) for _ in range(20)]
     try:
-        with connect(hasty) as late:
-            status, said = answer(late)
+        with connect(address) as one_more:
+            status, error = read_error(one_more)
         assert status == 503
-        assert "connections" in str(said["error"])
+        assert "connections" in error
     finally:
-        for connection in crowd:
+        for connection in connections:
             connection.close()
-    healthy(hasty)
+    check_healthy(address)
 
 
-def test_requests_in_one_packet_are_answered_in_order(hasty: Server) -> None:
+def test_pipelined_requests_are_answered_in_order(address: Address) -> None:
     sent = b"".join(INFER.replace(b"test", b"%d" % n) + b"Content-Length: 2\r\n\r\n{}" for n in range(2))
-    sent += b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-    with connect(hasty) as connection:
+    sent += LIVE + b"Connection: close\r\n\r\n"
+    with connect(address) as connection:
         connection.sendall(sent)
-        content = b""
-        while part := connection.recv(1 << 16):
-            content += part
+        content = read_all(connection)
     assert re.findall(rb"HTTP/1.1 (\d+)", content) == [b"400", b"400", b"200"]

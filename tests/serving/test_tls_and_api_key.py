@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from robust_export.errors import ArtifactError
-from robust_export.runtimes.remote import KEY, RemoteClassifier
+from robust_export.runtimes.remote import API_KEY_VARIABLE, RemoteClassifier
 from robust_export.serving.messages import SERVICE, message
 from tests.serving.bundles import expected, images
 from tests.serving.servers import LONG, Server, start
@@ -41,7 +41,7 @@ def secure(net: Path, pki: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """A server with TLS and a key."""
     options = ("--tls-cert", pki / "cert.pem", "--tls-key", pki / "key.pem")
     folder = tmp_path_factory.mktemp("secure")
-    with start(folder, "--model", net, *options, env={KEY: SECRET}) as running:
+    with start(folder, "--model", net, *options, env={API_KEY_VARIABLE: SECRET}) as running:
         yield running
 
 
@@ -53,10 +53,10 @@ def get(server: Server, pki: Path, path: str, key: str | None = None) -> httpx.R
 
 def test_our_client_with_the_key(secure: Server, pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(pki / "ca.pem"))
-    monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setenv(API_KEY_VARIABLE, SECRET)
     remote = RemoteClassifier(f"{secure.rest}/v2/models/net")
     np.testing.assert_allclose(remote(images(3)), expected(images(3)), atol=1e-4)
-    monkeypatch.setenv(KEY, "another")
+    monkeypatch.setenv(API_KEY_VARIABLE, "another")
     with pytest.raises(ArtifactError, match="401"):
         RemoteClassifier(f"{secure.rest}/v2/models/net")
 

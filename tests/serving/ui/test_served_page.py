@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from robust_export.runtimes.remote import KEY
+from robust_export.runtimes.remote import API_KEY_VARIABLE
 from tests.serving.servers import LONG, Server, start
 from tests.serving.ui import examples
 from tests.serving.ui.browser import Tab, find_browser, tab
@@ -147,7 +147,7 @@ def test_nothing_is_wider_than_a_telephone(browser: Tab, server: Server, scheme:
 
 
 def test_a_server_with_a_key(browser: Tab, shown: Path, tmp_path: Path) -> None:
-    with start(tmp_path, "--model", shown, env={KEY: "open-sesame"}) as server:
+    with start(tmp_path, "--model", shown, env={API_KEY_VARIABLE: "open-sesame"}) as server:
         browser.open(server.rest)
         for key, state in (("guess", "key"), ("open-sesame", "ready")):
             assert browser.js("document.body.dataset.state") == "key"

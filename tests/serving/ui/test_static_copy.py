@@ -187,7 +187,7 @@ def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
     words = ["page", "--model", str(bundle.path), "--out", str(out), "--ort-web", str(ort)]
     ran = CliRunner().invoke(cli, words)
     assert ran.exit_code == 0, ran.output
-    assert "read right, of 2" in ran.stdout
+    assert "correctly classified, of 2" in ran.stdout
     assert (out / "examples.json").read_bytes() == before
     ran = CliRunner().invoke(cli, [*words, "--images", "3", "--json"])
     assert json.loads(ran.stdout)["runtime"] == "onnxruntime-web 9.9.9"
