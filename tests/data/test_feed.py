@@ -1,4 +1,4 @@
-"""The batches of an epoch: their order, where they go on, and the extra images among them."""
+"""Training batches: order, skipped batches, and extra images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from robust_export.data.augment import cutmix, randaugment
 from robust_export.data.datasets import Images, load_dataset
 from robust_export.data.feed import Feed, load_extra_images
 from robust_export.errors import DataError, InvalidValue
-from tests.data import write_folder
+from tests.data.sample_data import write_folder
 
 
 def digits() -> Images:
@@ -24,7 +23,7 @@ def extra_digits(folder: Path, counts: dict[str, int], images: Images) -> Images
 
 
 @pytest.mark.parametrize("skip", [0, 3, 11])
-def test_an_epoch_goes_on_anywhere(skip: int) -> None:
+def test_epoch_with_skipped_batches(skip: int) -> None:
     feed = Feed(digits(), 128)
     whole = list(feed.epoch(5))
     assert len(whole) == len(feed) == 11
@@ -35,17 +34,21 @@ def test_an_epoch_goes_on_anywhere(skip: int) -> None:
         assert torch.equal(x, y)
 
 
-def test_extra_images_take_their_part_of_every_batch(tmp_path: Path) -> None:
+def test_proportion_of_extra_images(tmp_path: Path) -> None:
     images = digits()
     extra = extra_digits(tmp_path, {"7": 3, "2": 5}, images)
     feed = Feed(images, 100, 0, extra, 0.3)
     known = {image.numpy().tobytes() for image in extra.batch(range(8))[0]}
     own = []
     for pixels, labels in feed.epoch(0):
-        theirs = [image.numpy().tobytes() in known for image in pixels]
-        assert sum(theirs) == 30
-        assert set(labels[torch.tensor(theirs)].tolist()) <= {2, 7}
-        own += [image.numpy().tobytes() for image, foreign in zip(pixels, theirs, strict=True) if not foreign]
+        is_extra = [image.numpy().tobytes() in known for image in pixels]
+        assert sum(is_extra) == 30
+        assert set(labels[torch.tensor(is_extra)].tolist()) <= {2, 7}
+        own += [
+            image.numpy().tobytes()
+            for image, extra_image in zip(pixels, is_extra, strict=True)
+            if not extra_image
+        ]
     assert sorted(own) == sorted(image.numpy().tobytes() for image in images.batch(range(len(images)))[0])
     first = [labels.tolist() for _, labels in feed.epoch(1)]
     assert first == [labels.tolist() for _, labels in feed.epoch(1)]
@@ -54,9 +57,7 @@ def test_extra_images_take_their_part_of_every_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_the_part_of_a_process_may_be_extra_images_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
-) -> None:
+def test_batch_of_extra_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
     if not cached:
         monkeypatch.setattr("robust_export.data.datasets.CACHE_BYTES", 0)
     images = digits()
@@ -68,14 +69,14 @@ def test_the_part_of_a_process_may_be_extra_images_alone(
     assert torch.equal(labels, expected[1])
 
 
-def test_extra_images_have_the_data_sets_labels(tmp_path: Path) -> None:
-    """Sub-folders are sorted by name; their index among themselves is not that of the class."""
+def test_extra_images_have_label_indices_of_the_data_set(tmp_path: Path) -> None:
+    """The index of a sub-folder among the others is not that of its class."""
     images = digits()
     extra = extra_digits(tmp_path, {"9": 2, "4": 3}, images)
     assert sorted(extra.labels.tolist()) == [4, 4, 4, 9, 9]
 
 
-def test_of_a_folder_with_a_split_only_train_is_taken(tmp_path: Path) -> None:
+def test_folder_with_split_uses_train_only(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"1": 4, "3": 2})
     write_folder(tmp_path / "val", {"1": 9, "3": 9})
     assert len(load_extra_images(f"folder:{tmp_path}", digits(), 8, 3)) == 6
@@ -88,57 +89,17 @@ def test_unknown_classes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["digits", "folder:", "nowhere"])
-def test_only_folders_are_taken(spec: str) -> None:
+def test_extra_must_be_a_folder(spec: str) -> None:
     with pytest.raises(InvalidValue, match="expected folder:PATH"):
         load_extra_images(spec, digits(), 8, 3)
 
 
-def test_a_missing_folder(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load_extra_images(f"folder:{tmp_path / 'nowhere'}", digits(), 8, 3)
 
 
-def test_a_ratio_that_leaves_nothing(tmp_path: Path) -> None:
+def test_ratio_that_leaves_nothing(tmp_path: Path) -> None:
     images = digits()
-    with pytest.raises(InvalidValue, match=r"extra_ratio 0\.9 leaves no place.*batch of 4"):
+    with pytest.raises(InvalidValue, match=r"extra_ratio 0\.9 leaves none.*batch of 4"):
         Feed(images, 4, 0, extra_digits(tmp_path, {"7": 3, "2": 5}, images), 0.9)
-
-
-# --- CutMix and RandAugment ---
-
-
-def test_cutmix_mixes_labels_by_the_area_that_it_pastes() -> None:
-    """Image i is i / 8 throughout, so that each pixel tells which image it came from."""
-    torch.manual_seed(0)
-    pixels = torch.arange(8).view(8, 1, 1, 1).expand(8, 3, 10, 10) / 8
-    mixed, labels = cutmix(pixels, torch.arange(8), 1.0, 8)
-    assert mixed.shape == pixels.shape
-    pasted = 0
-    for i in range(8):
-        sources = (mixed[i, 0] * 8).round().long().flatten()
-        share = torch.bincount(sources, minlength=8) / 100
-        torch.testing.assert_close(labels[i], share)
-        pasted += int((sources != i).any())
-    assert pasted == 8
-
-
-def test_without_alpha_and_operations_nothing_changes() -> None:
-    pixels, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
-    same = cutmix(pixels, labels, 0.0, 10)
-    assert same[0] is pixels
-    assert same[1] is labels
-    assert randaugment(pixels, 0, 9) is pixels
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_randaugment_changes_each_image_by_itself(channels: int) -> None:
-    torch.manual_seed(0)
-    image = torch.rand(1, channels, 8, 8)
-    found = randaugment(image.expand(32, -1, -1, -1), 2, 15)
-    assert found.shape == (32, channels, 8, 8)
-    assert found.dtype == torch.float32
-    assert 0 <= found.min() <= found.max() <= 1
-    assert len({one.numpy().tobytes() for one in found}) > 16
-    torch.manual_seed(0)
-    torch.rand(1, channels, 8, 8)
-    assert torch.equal(found, randaugment(image.expand(32, -1, -1, -1), 2, 15))

@@ -21,7 +21,7 @@ from robust_export.training.run import train
 from robust_export.training.trainer import Run
 from robust_export.utils.sharded_rng import ShardedGenerator, sharded_sample
 from tests.conftest import OncePerRun, tiny_recipe
-from tests.data import write_folder
+from tests.data.sample_data import write_folder
 from tests.processes import run_ranks
 from tests.training.together import CASES, STOP_AFTER, check, recipe, stop_after
 

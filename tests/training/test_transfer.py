@@ -22,7 +22,7 @@ from robust_export.recipe.recipe_file import to_toml
 from robust_export.recipe.schema import Model, SpartaOptions
 from robust_export.training.run import train
 from tests.conftest import tiny_recipe
-from tests.data import write_folder
+from tests.data.sample_data import write_folder
 
 OPTIONS: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
 

@@ -1,1 +1,1 @@
-"""Data sets: their sources (source, sources, torchvision_sets, folder), splits, batches, augmentation."""
+"""Data sets: where they come from, their splits, batches and augmentation."""

@@ -1,4 +1,4 @@
-"""Random changes of training images that leave their class as it is, batch by batch."""
+"""Augmentation of training batches: shifts, flips, RandAugment and CutMix."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from robust_export.utils.sharded_rng import sharded_sample
 
 
 def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Tensor:
-    """Translate each image by up to `shift` pixels (zero-padded) and mirror each with chance 1/2.
+    """Translate each image by up to `shift` pixels (zero-padded), and mirror it with probability 1/2.
 
     Args:
         pixels: [N, C, H, W].
-        generator: on the CPU; all randomness comes from it.
+        shift: largest translation in pixels, in each direction.
+        flip: whether to mirror.
+        generator: a CPU generator, the only source of randomness.
 
     Returns:
-        [N, C, H, W]; each image is changed by itself. Without shift and flip, `pixels` itself.
+        [N, C, H, W], with independent changes of each image; `pixels` itself without shift and flip.
     """
     if shift:
         pixels = _translate(pixels, shift, generator)
@@ -31,31 +33,33 @@ def augment(pixels: Tensor, shift: int, flip: bool, generator: Generator) -> Ten
 
 
 def randaugment(pixels: Tensor, operations: int, magnitude: int) -> Tensor:
-    """Change each image by so many random operations (Cubuk et al., arXiv 1909.13719), by torchvision.
+    """Apply torchvision's RandAugment (Cubuk et al., arXiv 1909.13719) to each image.
 
     Args:
-        pixels: [N, C, H, W] in [0, 1], C = 1 or 3, on the CPU; rounded to 8 bits.
-        operations: 0 returns `pixels` itself.
-        magnitude: 0 to 30.
+        pixels: [N, C, H, W] in [0, 1], C = 1 or 3, on the CPU; they are rounded to 8 bits.
+        operations: number of random operations per image; 0 returns `pixels` itself.
+        magnitude: of each operation, 0 to 30.
 
-    Its randomness comes from torch's global generator.
+    Randomness comes from torch's global generator.
     """
     if not operations:
         return pixels
-    change = v2.RandAugment(operations, magnitude)
-    raw = (pixels * 255).round().to(torch.uint8)
-    return torch.stack([change(image) for image in raw]).float().div_(255)
+    transform = v2.RandAugment(operations, magnitude)
+    uint8 = (pixels * 255).round().to(torch.uint8)
+    return torch.stack([transform(image) for image in uint8]).float().div_(255)
 
 
 def cutmix(pixels: Tensor, labels: Tensor, alpha: float, classes: int) -> tuple[Tensor, Tensor]:
-    """Paste a box of another image into each, and mix the labels by area (Yun et al., arXiv 1905.04899).
+    """Paste a box of another image into each image, and mix labels by area (Yun et al., arXiv 1905.04899).
 
     Args:
+        pixels: [N, C, H, W].
         labels: [N].
-        alpha: the box leaves a part lambda ~ Beta(alpha, alpha); 0 returns both as they are.
+        alpha: lambda ~ Beta(alpha, alpha) of each image remains; 0 returns both arguments unchanged.
+        classes: K.
 
     Returns:
-        [N, C, H, W] and probabilities [N, classes]. Randomness comes from torch's global generator.
+        [N, C, H, W] and label probabilities [N, K]. Randomness comes from torch's global generator.
     """
     if not alpha:
         return pixels, labels

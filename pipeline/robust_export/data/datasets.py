@@ -1,4 +1,4 @@
-"""The splits of a data set, ready for a network: float32 pixels in [0, 1] and labels."""
+"""Data sets by name, and their splits as float32 pixels in [0, 1] and labels."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from robust_export.data.digits import open_digits
+from robust_export.data.folder import open_folder
 from robust_export.data.image_files import to_bytes
-from robust_export.data.source import Part, Source, stratified
-from robust_export.data.sources import open_source
+from robust_export.data.source import DataSource, LabelledImages, stratified_split
+from robust_export.data.torchvision_sets import TORCHVISION, open_torchvision_set
 from robust_export.errors import DataError, unknown
 
 Split = Literal["train", "val", "test"]
 Batch = tuple[Tensor, Tensor]  # float32 pixels [N, C, H, W] in [0, 1], int64 labels [N]
 
 VAL_FRACTION = 0.1
-FOLDER_SIZE = 224  # pixels, for a folder whose images have no size of their own
-CACHE_BYTES = 1 << 30  # a split that is smaller than this is decoded once and kept in memory
+FOLDER_SIZE = 224  # pixels, default image size of a folder
+CACHE_BYTES = 1 << 30  # smaller splits are decoded once and kept in memory
 
 
-class Batched(Protocol):
-    """What gives batches of images by their indices."""
+class HasBatches(Protocol):
+    """Returns images and labels by index."""
 
     def batch(self, indices: Sequence[int]) -> Batch: ...
 
@@ -33,11 +35,17 @@ class Batched(Protocol):
 class Images(Dataset[tuple[Tensor, int]]):
     """One split: `images[i]` is (float32 [C, H, W] in [0, 1], label).
 
-    A split that fits in memory is decoded at once, so that a damaged file is found before any work
-    is done on the others; a larger one is decoded as it is read.
+    A split of up to `CACHE_BYTES` is decoded at construction, which finds damaged files early; a larger one
+    is decoded on access.
+
+    Attributes:
+        name: of the data set.
+        classes: names of the classes.
+        digest: SHA-256 of the data set.
+        labels: int64 [N].
     """
 
-    def __init__(self, source: Source, part: Part, size: int, in_chans: int) -> None:
+    def __init__(self, source: DataSource, part: LabelledImages, size: int, in_chans: int) -> None:
         self.name = source.name
         self.classes = source.classes
         self.digest = source.digest
@@ -54,14 +62,15 @@ class Images(Dataset[tuple[Tensor, int]]):
         return pixels[0], int(labels[0])
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the images and labels at `indices`, in that order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        raw = self._decode(indices) if self._cache is None else self._cache[chosen]
-        return raw.float().div_(255), self.labels[chosen]
+        """Return the images and labels at `indices`, in this order."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        uint8 = self._decode(indices) if self._cache is None else self._cache[index]
+        return uint8.float().div_(255), self.labels[index]
 
     def _decode(self, indices: Sequence[int]) -> Tensor:
-        pictures = self._part.pictures
-        arrays = [to_bytes(pictures[i], self._size, self._in_chans) for i in indices]
+        """Return uint8 pixels [N, C, H, W]."""
+        images = self._part.images
+        arrays = [to_bytes(images[i], self._size, self._in_chans) for i in indices]
         return torch.from_numpy(np.stack(arrays))
 
 
@@ -74,17 +83,19 @@ def load_dataset(
     *,
     val_fraction: float = VAL_FRACTION,
 ) -> Images:
-    """Return one split of `digits`, `cifar10`, `cifar100`, `svhn` or `folder:PATH`.
+    """Return one split of a data set.
 
     Args:
-        split: "test" is the one that verification uses; "val" is split off the training images.
-        image_size: H = W; the data set's own by default (224 for a folder).
-        in_chans: 3 (RGB, grey images repeated) or 1 (grey).
-        data_dir: where torchvision's data sets lie, "data" by default.
+        spec: `digits`, `cifar10`, `cifar100`, `svhn` or `folder:PATH`.
+        split: "test" is for verification; "val" is a part of the training images.
+        image_size: H = W; by default that of the data set, 224 for a folder.
+        in_chans: 3 (RGB) or 1 (grey).
+        data_dir: folder of torchvision's data sets, "data" by default.
+        val_fraction: proportion of the training images in "val".
 
     Raises:
         UnknownName: for an unknown data set or split.
-        DataError: if it is missing, damaged, or too small to split.
+        DataError: if the data set is missing, damaged, or too small to split.
     """
     if split not in get_args(Split):
         raise unknown("split", split, get_args(Split))
@@ -96,7 +107,7 @@ def load_dataset(
 def load_splits(
     spec: str, image_size: int, in_chans: int, data_dir: str | Path, val_fraction: float
 ) -> tuple[Images, Images]:
-    """Return the train and val splits, opening the source once."""
+    """Return the train and val splits; see `load_dataset`."""
     source = open_source(spec, data_dir)
     train, val = (
         Images(source, _part(source, split, val_fraction), image_size, in_chans) for split in ("train", "val")
@@ -104,35 +115,50 @@ def load_splits(
     return train, val
 
 
-def batches(
-    images: Images, batch_size: int, *, shuffle_seed: int | None = None, workers: int = 0
-) -> Iterator[Batch]:
-    """Yield the split batch by batch, in order, or in the order that `shuffle_seed` gives."""
-    yield from load_batches(images, batch_indices(len(images), batch_size, shuffle_seed), workers)
+def open_source(spec: str, data_dir: str | Path = "data") -> DataSource:
+    """Open `digits`, `cifar10`, `cifar100`, `svhn` or `folder:PATH`.
+
+    Raises:
+        UnknownName: for another name.
+        DataError: if files are missing or damaged, or have no classes or labels.
+    """
+    name, _, path = spec.partition(":")
+    if name == "folder":
+        if not path:
+            raise DataError("data set 'folder:' has no path; write folder:PATH")
+        return open_folder(Path(path))
+    if spec == "digits":
+        return open_digits()
+    if spec in TORCHVISION:
+        return open_torchvision_set(spec, Path(data_dir))
+    raise unknown("data set", spec, ["digits", *TORCHVISION, "folder:PATH"])
 
 
 def batch_indices(count: int, batch_size: int, shuffle_seed: int | None) -> list[list[int]]:
-    """Return the indices 0 to count - 1 batch by batch, in order, or in the order that the seed gives.
+    """Return the indices 0 to count - 1 in batches, in order or shuffled with a seed.
 
-    A shuffled pass leaves out the last images where a single one would be over: batch norm has no
-    variance of one.
+    A shuffled pass omits the last image if it would be a batch of its own: batch norm has no variance of one.
     """
     order: Tensor = torch.arange(count)
     if shuffle_seed is not None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(shuffle_seed))
-        if len(order) % batch_size == 1 and len(order) > 1:
-            order = order[:-1]
-    return [chunk.tolist() for chunk in order.split(batch_size)]
+        order = order[: shuffled_count(count, batch_size)]
+    return [batch.tolist() for batch in order.split(batch_size)]
 
 
-def load_batches(images: Batched, wanted: list[list[int]], workers: int = 0) -> Iterator[Batch]:
-    """Yield the batches of these indices, fetched here or by so many processes."""
+def shuffled_count(count: int, batch_size: int) -> int:
+    """Return how many of `count` images a shuffled pass has."""
+    return count - (count % batch_size == 1 and count > 1)
+
+
+def load_batches(images: HasBatches, batches: list[list[int]], workers: int = 0) -> Iterator[Batch]:
+    """Yield the batches with these indices, decoded by `workers` processes (0: by this one)."""
     if workers == 0:
-        yield from map(images.batch, wanted)
+        yield from map(images.batch, batches)
         return
     loader: DataLoader[Any] = DataLoader(
-        _Chunks(images, wanted), batch_size=None, collate_fn=_as_is, num_workers=workers,
-        generator=torch.Generator(),  # its own: torch's would be one number further with workers than without
+        _Batches(images, batches), batch_size=None, collate_fn=_identity, num_workers=workers,
+        generator=torch.Generator(),  # with workers, DataLoader would draw a number from torch's global one
     )  # fmt: skip
     for batch in loader:
         if isinstance(batch, DataError):
@@ -140,35 +166,30 @@ def load_batches(images: Batched, wanted: list[list[int]], workers: int = 0) -> 
         yield batch
 
 
-def batch_count(images: Images, batch_size: int) -> int:
-    """Return how many batches a shuffled pass has."""
-    return -(-(len(images) - (len(images) % batch_size == 1 and len(images) > 1)) // batch_size)
+class _Batches(Dataset[Batch | DataError]):
+    """Batches as items, for workers. A DataError is returned, since raising in a worker changes its type."""
 
-
-class _Chunks(Dataset[Batch | DataError]):
-    """Whole batches, so that a worker fetches one at once; an error is handed over as it is."""
-
-    def __init__(self, images: Batched, chunks: list[list[int]]) -> None:
-        self.images, self.chunks = images, chunks
+    def __init__(self, images: HasBatches, batches: list[list[int]]) -> None:
+        self.images, self.batches = images, batches
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch | DataError:
         try:
-            return self.images.batch(self.chunks[index])
+            return self.images.batch(self.batches[index])
         except DataError as error:
             return error
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _part(source: Source, split: str, val_fraction: float) -> Part:
+def _part(source: DataSource, split: str, val_fraction: float) -> LabelledImages:
     if split == "test":
         return source.test
-    rest, val = stratified(source.train.labels, val_fraction, f"{source.name}, training images")
-    if len(rest) == 0:
-        raise DataError(f"{source.name}: val_fraction {val_fraction} leaves nothing to train on")
-    return source.train.select(val if split == "val" else rest)
+    train, val = stratified_split(source.train.labels, val_fraction, f"{source.name}, training images")
+    if len(train) == 0:
+        raise DataError(f"{source.name}: val_fraction {val_fraction} leaves no images to train on")
+    return source.train.select(val if split == "val" else train)

@@ -1,4 +1,4 @@
-"""From an image file to pixels, the one way that training and serving both use (no torch here)."""
+"""Decode image files to pixels, in the same way for training and serving (without torch)."""
 
 from __future__ import annotations
 
@@ -12,37 +12,41 @@ from PIL import Image, ImageOps
 
 from robust_export.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")  # Pillow knows more, some by running programs
-MAX_PIXELS = 64_000_000  # of one image; more is a decompression bomb or a mistake
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")  # Pillow decodes others, some by running programs
+MAX_PIXELS = 64_000_000  # of one image, against decompression bombs
 
-Bytes = npt.NDArray[np.uint8]  # [C, H, W]
+Bytes = npt.NDArray[np.uint8]
+"""uint8 pixels [C, H, W]."""
 
 
 def open_image(source: Path | bytes, max_pixels: int | None = None) -> Image.Image:
-    """Decode an image file completely and turn it upright (EXIF).
+    """Decode an image file completely and apply its EXIF orientation.
+
+    Args:
+        source: path or content of the file.
+        max_pixels: limit for width times height, `MAX_PIXELS` by default.
 
     Raises:
-        DataError: if it is no image, truncated, or larger than `max_pixels` (`MAX_PIXELS` if None); names the
-            file.
+        DataError: if it is no image of a known format, truncated or too large; the message names the file.
     """
-    most = MAX_PIXELS if max_pixels is None else max_pixels
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
     name = str(source) if isinstance(source, Path) else f"an image of {len(source):,} bytes"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is judged here
+            warnings.simplefilter("ignore")  # Pillow warns of large images, which are checked below
             with Image.open(
                 source if isinstance(source, Path) else BytesIO(source), formats=FORMATS
             ) as image:
-                if image.width * image.height > most:
+                if image.width * image.height > limit:
                     raise DataError(
-                        f"{name} has {image.width} x {image.height} pixels; at most {most:,} "
-                        "are read. Make it smaller."
+                        f"{name} has {image.width} x {image.height} pixels; the limit is "
+                        f"{limit:,}. Make it smaller."
                     )
                 image.load()
                 return ImageOps.exif_transpose(image)
     except DataError:
         raise
-    except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything
+    except Exception as error:  # Pillow raises many types for damaged files
         raise DataError(
             f"{name} cannot be decoded: {error}. Repair it, or take it out of the folder."
         ) from error
@@ -51,26 +55,29 @@ def open_image(source: Path | bytes, max_pixels: int | None = None) -> Image.Ima
 def to_bytes(image: Image.Image, size: int, in_chans: int) -> Bytes:
     """Return the image as uint8 [in_chans, size, size].
 
-    Its colours become RGB (3 channels) or grey (1); transparency is laid on black; 16 bits a
-    channel are scaled to 8. The shorter side is resized to `size` (bilinear, antialiased) and the
-    middle of the longer one is kept.
+    The image is converted to RGB (3 channels) or grey (1); transparency is composed on black; 16 bits per
+    channel are scaled to 8. The shorter side is resized to `size` (bilinear, antialiased), the longer one is
+    cropped to its centre.
+
+    Raises:
+        DataError: if `in_chans` is neither 1 nor 3.
     """
     mode = {1: "L", 3: "RGB"}.get(in_chans)
     if mode is None:
-        raise DataError(f"images have 1 or 3 channels; in_chans is {in_chans}")
-    plain = _eight_bits(image)
-    if plain.has_transparency_data:
-        rgba = plain.convert("RGBA")
-        plain = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    plain = plain.convert(mode)
-    if plain.size != (size, size):
-        plain = ImageOps.fit(plain, (size, size), method=Image.Resampling.BILINEAR)
-    array = np.asarray(plain, dtype=np.uint8).reshape(size, size, in_chans)
+        raise DataError(f"in_chans is {in_chans}; expected 1 (grey) or 3 (RGB)")
+    opaque = _eight_bits(image)
+    if opaque.has_transparency_data:
+        rgba = opaque.convert("RGBA")
+        opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    fitted = opaque.convert(mode)
+    if fitted.size != (size, size):
+        fitted = ImageOps.fit(fitted, (size, size), method=Image.Resampling.BILINEAR)
+    array = np.asarray(fitted, dtype=np.uint8).reshape(size, size, in_chans)
     return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+    """Scale 16-bit and float grey to 8 bits, which Pillow's conversion would clip; convert LAB to RGB."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         values[values == image.info.get("transparency", -1)] = 0

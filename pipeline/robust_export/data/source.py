@@ -1,4 +1,4 @@
-"""What a data set is, wherever it comes from: labelled images in two parts, and their digest."""
+"""A data set before decoding: labelled images in two parts, and their digest."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from robust_export.errors import DataError
 
 Labels = npt.NDArray[np.int64]
 
-SPLIT_SEED = 0  # the same test images whatever a run's seed
-TEST_FRACTION = 0.2  # of a data set that comes without a test split
+SPLIT_SEED = 0  # splits do not depend on the seed of a run
+TEST_FRACTION = 0.2  # of a data set without a test split
 
 
-class Pictures(Sequence[Image.Image]):
-    """Images that are decoded when they are asked for."""
+class LazyImages(Sequence[Image.Image]):
+    """Images that are decoded on access.
+
+    Attributes:
+        items: files or arrays.
+        decode: returns an item as an image.
+    """
 
     def __init__(self, items: Sequence[Any], decode: Callable[[Any], Image.Image]) -> None:
         self.items = items
@@ -35,47 +40,60 @@ class Pictures(Sequence[Image.Image]):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Images with their labels, int64 [N], each an index into the source's classes."""
+class LabelledImages:
+    """Images and their labels, int64 [N], indices into the classes of the data set."""
 
-    pictures: Pictures
+    images: LazyImages
     labels: Labels
 
-    def select(self, indices: Sequence[int] | Labels) -> Part:
-        chosen = [self.pictures.items[index] for index in indices]
-        return Part(Pictures(chosen, self.pictures.decode), self.labels[np.asarray(indices, int)])
+    def select(self, indices: Sequence[int] | Labels) -> LabelledImages:
+        """Return the images and labels at these indices."""
+        chosen = [self.images.items[index] for index in indices]
+        return LabelledImages(LazyImages(chosen, self.images.decode), self.labels[np.asarray(indices, int)])
 
 
 @dataclass(frozen=True)
-class Source:
-    """A data set as it lies on disk."""
+class DataSource:
+    """A data set on disk."""
 
     name: str
     classes: tuple[str, ...]
-    train: Part
-    test: Part
-    digest: str  # SHA-256 of every image and label
-    size: int | None  # H = W of its images, None where they differ
+    train: LabelledImages
+    test: LabelledImages
+    digest: str  # SHA-256 of all images and labels
+    size: int | None  # H = W of its images, None if they differ
 
 
-def stratified(labels: Labels, fraction: float, what: str) -> tuple[Labels, Labels]:
-    """Return the indices of a seeded two-way split, (rest, fraction), both in ascending order."""
+def stratified_split(labels: Labels, fraction: float, name: str) -> tuple[Labels, Labels]:
+    """Return the indices of a split that keeps the proportions of classes, the same in every call.
+
+    Args:
+        labels: int64 [N].
+        fraction: of the images in the second part; at least one image per class.
+        name: of the data set, for error messages.
+
+    Returns:
+        The indices of both parts, each ascending.
+
+    Raises:
+        DataError: if a class or a part has too few images.
+    """
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     classes = len(np.unique(labels))
-    wanted = max(int(np.ceil(len(labels) * fraction)), classes)
-    if smallest < 2 or len(labels) - wanted < classes:
+    count = max(int(np.ceil(len(labels) * fraction)), classes)
+    if smallest < 2 or len(labels) - count < classes:
         raise DataError(
-            f"{what}: {len(labels)} images in {classes} classes, the smallest of {smallest}, are "
-            "too few to split; every class needs at least 2 images, and more is better"
+            f"{name}: {len(labels)} images in {classes} classes, the smallest with {smallest}, are "
+            "too few to split; every class needs at least 2 images"
         )
     rest, part = train_test_split(
-        np.arange(len(labels)), test_size=wanted, stratify=labels, random_state=SPLIT_SEED
+        np.arange(len(labels)), test_size=count, stratify=labels, random_state=SPLIT_SEED
     )
     return np.sort(rest), np.sort(part)
 
 
 def digest_of(*parts: bytes) -> str:
-    """Return the SHA-256 of the parts, one after another."""
+    """Return the SHA-256 of the concatenated parts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
