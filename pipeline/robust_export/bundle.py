@@ -73,10 +73,10 @@ class Bundle:
         Raises:
             BundleError: if the folder is no finished bundle, or its manifest or the file was altered.
         """
-        path = file.resolve().parent
-        bundle = cls(path, _read_manifest(path))
-        if file.name in bundle.manifest["files"]:
-            bundle.check(file.name)
+        resolved = file.resolve()
+        bundle = cls(resolved.parent, _read_manifest(resolved.parent))
+        if resolved.name in bundle.manifest["files"]:
+            bundle.check(resolved.name)
         return bundle
 
     @classmethod

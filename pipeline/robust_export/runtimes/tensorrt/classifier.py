@@ -205,7 +205,7 @@ def read_manifest_entry(path: Path) -> tuple[Bundle, dict[str, Any]]:
 
     Raises:
         ArtifactError: if the file is in no bundle, or was not written by `robust-export tensorrt`.
-        BundleError: if the bundle was altered.
+        BundleError: if the manifest or the engine was altered.
     """
     folder = path.resolve().parent
     if not (folder / MANIFEST).is_file():
@@ -213,7 +213,7 @@ def read_manifest_entry(path: Path) -> tuple[Bundle, dict[str, Any]]:
             f"{path} is in no bundle: expected a {MANIFEST} beside it. Leave an engine where "
             "`robust-export tensorrt` wrote it, or copy the whole folder."
         )
-    bundle = Bundle.open(folder)
+    bundle = Bundle.containing(path)
     facts = bundle.manifest["files"].get(path.name, {})
     if facts.get("kind") != "engine":
         raise ArtifactError(
