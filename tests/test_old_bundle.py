@@ -72,7 +72,7 @@ def test_served_logits(old_bundle: Bundle, pixels: Array, logits: Array) -> None
     tensor = {"name": "pixels", "datatype": "FP32", "shape": pixels.shape, "data": pixels.ravel().tolist()}
     app = App(old_bundle.path)
     try:
-        reply = app.ask("POST", "/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}).encode())
+        reply = app.request("POST", "/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}).encode())
     finally:
         app.close()
     assert reply.status == 200, reply.content
