@@ -36,12 +36,12 @@ def test_train_onnx_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reci
     assert Path("exported/resnet10t_sparta/model.onnx").is_file()
 
     report = succeed(
-        "verify", "--model", "resnet10t_sparta", "--eps", "8/255", "--attacks", "apgd-ce", "--queries", "1"
+        "verify", "--model", "resnet10t_sparta", "--eps", "8/255", "--attacks", "apgd-ce", "--iterations", "1"
     )
     assert report["threat"]["eps"] == pytest.approx(8 / 255)
     assert report["artifacts"][0]["verdict"] == "pass"
     assert report["command"] == (
-        "robust-export verify --model resnet10t_sparta --eps 8/255 --attacks apgd-ce --queries 1 --json"
+        "robust-export verify --model resnet10t_sparta --eps 8/255 --attacks apgd-ce --iterations 1 --json"
     )
     assert report == json.loads(Path("exported/resnet10t_sparta/verify.json").read_text())
 

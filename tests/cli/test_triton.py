@@ -77,7 +77,7 @@ def test_options_choose_the_file(tmp_path: Path, args: list[str], file: str) -> 
         (["--compute-capability", "7.5"], 1, "for compute capability 7.5"),
         (["--compute-capability", "new"], 2, "expected one such as 8.9"),
         (["--engine", "model.rtx.engine"], 1, "TensorRT for RTX"),
-        (["--engine", "model.many.engine"], 1, "takes 8 images or more"),
+        (["--engine", "model.many.engine"], 1, "takes batches of at least 8 images"),
         (["--engine", "model.onnx"], 1, "no engine model.onnx; it has model.sm89.engine"),
         (["--runtime", "onnx", "--precision", "int8"], 1, "robust-export onnx"),
         (["--runtime", "onnx", "--engine", "model.sm89.engine"], 2, "leave out --runtime onnx"),
@@ -87,7 +87,11 @@ def test_options_choose_the_file(tmp_path: Path, args: list[str], file: str) -> 
         (["--runtime", "onnx", "--max-delay", "-1"], 2, "'--max-delay'"),
         (["--runtime", "onnx", "--op-library", "x.so"], 2, "absolute path on the server"),
         (["--runtime", "onnx", "--plugin", "/a.so;/b.so"], 2, "absolute path on the server"),
-        (["--runtime", "onnx", "--device", "cpu", "--gpus", "0"], 2, "gpus were given for the CPU"),
+        (
+            ["--runtime", "onnx", "--device", "cpu", "--gpus", "0"],
+            2,
+            "gpus and device cpu exclude each other",
+        ),
     ],
 )
 def test_bad_options(tmp_path: Path, args: list[str], code: int, message: str) -> None:
