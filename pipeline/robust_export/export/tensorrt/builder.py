@@ -66,7 +66,7 @@ class Options:
             raise unknown("hardware compatibility", str(self.hardware_compatible), HARDWARE)
 
 
-class Refusal(ArtifactError):
+class BuildRefused(ArtifactError):
     """TensorRT builds no engine of a network for a compute capability, though it knows both."""
 
 
@@ -103,7 +103,7 @@ class Network:
             self.builder = trt.Builder(flavor.logger)
         except Exception as error:  # pybind's, of several kinds
             raise ArtifactError(
-                f"{flavor.title} cannot start: {flavor.problem()} ({reason(error)}). It needs a GPU and its "
+                f"{flavor.title} cannot start: {flavor.logged_errors()} ({reason(error)}). It needs a GPU and its "
                 "driver; TensorRT for RTX builds without one: --flavor rtx"
             ) from error
         typed = flavor.flag("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")  # TensorRT 11 knows no other
@@ -134,7 +134,7 @@ class Network:
             capability: of trt.ComputeCapability; None for the GPU that is there, where there is no choice.
 
         Raises:
-            Refusal: if TensorRT builds none, with its reason.
+            BuildRefused: if TensorRT builds none, with its reason.
             ArtifactError: if it does not take an option.
             KeyboardInterrupt: if it was interrupted; TensorRT has stopped then.
         """
@@ -144,15 +144,15 @@ class Network:
             config.num_compute_capabilities = 1
             if not config.set_compute_capability(capability, 0):
                 raise ArtifactError(
-                    f"{self.flavor.title} does not take {capability}: {self.flavor.problem()}"
+                    f"{self.flavor.title} does not take {capability}: {self.flavor.logged_errors()}"
                 )
         config.progress_monitor = monitor.listener(self.flavor.trt)
         cache = self._timing_cache(config, options.timing_cache) if options.timing_cache else None
         self.flavor.logger.take()
         plan = monitor.run(lambda: self.builder.build_serialized_network(self.network, config))
         if plan is None:
-            raise Refusal(
-                f"{self.flavor.title} builds no engine of {self.graph.source}: {self.flavor.problem()}"
+            raise BuildRefused(
+                f"{self.flavor.title} builds no engine of {self.graph.source}: {self.flavor.logged_errors()}"
             )
         if cache is not None and options.timing_cache:
             write_atomically(options.timing_cache, bytes(config.get_timing_cache().serialize()))
@@ -178,7 +178,7 @@ class Network:
         if config.add_optimization_profile(profile) < 0:
             raise ArtifactError(
                 f"{flavor.title} does not take batches of {options.batch.min} to {options.batch.max}: "
-                f"{flavor.problem()}"
+                f"{flavor.logged_errors()}"
             )
 
     def _timing_cache(self, config: Any, file: Path) -> Any:
@@ -189,7 +189,7 @@ class Network:
         cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             raise ArtifactError(
-                f"{file} is no timing cache of {self.flavor.title} on this GPU: {self.flavor.problem()}; "
+                f"{file} is no timing cache of {self.flavor.title} on this GPU: {self.flavor.logged_errors()}; "
                 "choose another file"
             )
         return cache
