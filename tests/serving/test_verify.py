@@ -1,4 +1,4 @@
-"""`verify` judges what the server serves as it judges the file."""
+"""`verify` on a served model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from robust_export.verification.verify import verify
 from tests.serving.servers import start
 
 
-def test_a_served_bundle_passes(bundle: Bundle, tmp_path: Path) -> None:
+def test_served_bundle_passes(trained: Path) -> None:
+    bundle = Bundle.open(trained)
     settings = replace(bundle.recipe().verify, samples=230, iterations=3, queries=10, ascent=2)
-    with start(tmp_path, "--model", bundle.path, "--no-grpc", "--log-level", "warning") as server:
+    with start("--model", bundle.path, "--no-grpc", "--log-level", "warning") as server:
         url = f"{server.rest}/v2/models/{bundle.name}"
         pixels = np.random.default_rng(0).random((32, 3, 8, 8), dtype=np.float32)
-        file = OnnxRuntimeClassifier(bundle.file("model.onnx"))
-        np.testing.assert_array_equal(RemoteClassifier(url)(pixels), file(pixels))
+        classifier = OnnxRuntimeClassifier(bundle.file("model.onnx"))
+        np.testing.assert_array_equal(RemoteClassifier(url)(pixels), classifier(pixels))
         report = verify(bundle, [url], settings=settings, device="cpu", write=False)
-    (served,) = report.artifacts
-    assert (served.file, served.runtime) == (url, "remote")
-    assert served.verdict == "pass", served.reasons
-    assert {guard.outcome for guard in served.guards} == {"ok"}
+    (result,) = report.artifacts
+    assert (result.file, result.runtime) == (url, "remote")
+    assert result.verdict == "pass", result.reasons
+    assert {check.outcome for check in result.checks} == {"ok"}

@@ -1,4 +1,4 @@
-"""Faults as they really happen to artifacts: edits of a file, and servers that answer wrongly."""
+"""Realistic faults of artifacts: edits of an ONNX file, and wrong answers of a server."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Answer = Callable[[Pixels], Logits]
 
 
 def tensor(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Edit:
-    """Change an initialiser; "gate.*" are the last Sparta node's, "conv" the second convolution's."""
+    """Change an initializer: "gate.*" of the last Sparta node, "conv" of the second convolution."""
 
     def apply(model: onnx.ModelProto) -> None:
         last = sparta_nodes(model)[-1]
         conv = [node for node in model.graph.node if node.op_type == "Conv"][1]
-        wanted = {"gate.weight": last.input[1], "gate.bias": last.input[2], "conv": conv.input[1]}.get(
+        full_name = {"gate.weight": last.input[1], "gate.bias": last.input[2], "conv": conv.input[1]}.get(
             name, name
         )
-        (found,) = (t for t in model.graph.initializer if t.name == wanted)
-        value = change(numpy_helper.to_array(found).copy()).astype(np.float32)
-        found.CopyFrom(numpy_helper.from_array(value, found.name))
+        (initializer,) = (t for t in model.graph.initializer if t.name == full_name)
+        value = change(numpy_helper.to_array(initializer).copy()).astype(np.float32)
+        initializer.CopyFrom(numpy_helper.from_array(value, initializer.name))
 
     return apply
 
@@ -61,14 +61,14 @@ def both(*edits: Edit) -> Edit:
 
 
 def after(model: onnx.ModelProto, node: onnx.NodeProto, *inserted: onnx.NodeProto) -> None:
-    """Insert nodes after `node`; the last one's output takes its output's place."""
-    output, place = node.output[0], list(model.graph.node).index(node)
-    for later in list(model.graph.node)[place + 1 :]:
+    """Insert nodes after `node`; its consumers read the output of the last one instead."""
+    output, index = node.output[0], list(model.graph.node).index(node)
+    for later in list(model.graph.node)[index + 1 :]:
         for i, name in enumerate(later.input):
             if name == output:
                 later.input[i] = inserted[-1].output[0]
     for offset, new in enumerate(inserted):
-        model.graph.node.insert(place + 1 + offset, new)
+        model.graph.node.insert(index + 1 + offset, new)
 
 
 def constant(model: onnx.ModelProto, name: str, value: Any) -> str:
@@ -84,19 +84,19 @@ def half_of_one_node(model: onnx.ModelProto) -> None:
 
 def replicate_padding(model: onnx.ModelProto) -> None:
     function = model.functions[0]
-    place, conv = next((i, n) for i, n in enumerate(function.node) if n.op_type == "Conv")
+    index, conv = next((i, n) for i, n in enumerate(function.node) if n.op_type == "Conv")
     del conv.attribute[[a.name for a in conv.attribute].index("auto_pad")]
     padded, pads = (
         conv.input[0] + "_padded",
         helper.make_tensor("pads", TensorProto.INT64, [8], [0, 0, 1, 1] * 2),
     )
-    function.node.insert(place, helper.make_node("Pad", [conv.input[0], "pads"], [padded], mode="edge"))
-    function.node.insert(place, helper.make_node("Constant", [], ["pads"], value=pads))
+    function.node.insert(index, helper.make_node("Pad", [conv.input[0], "pads"], [padded], mode="edge"))
+    function.node.insert(index, helper.make_node("Constant", [], ["pads"], value=pads))
     conv.input[0] = padded
 
 
 def overflow(model: onnx.ModelProto) -> None:
-    """A layer in float16 whose values do not fit: they become infinite."""
+    """Cast a scaled feature map to float16, where it overflows to infinity."""
     node = next(n for n in model.graph.node if n.op_type == "Conv")
     large = constant(model, "large", np.float32(1e5))
     after(
@@ -126,7 +126,7 @@ def first(factor: float = 1, plus: float = 0) -> Callable[[np.ndarray], np.ndarr
     return change
 
 
-# --- servers that answer wrongly ---
+# --- wrong answers of a server ---
 
 
 def previous_batch(answer: Answer) -> Answer:
@@ -142,7 +142,7 @@ def previous_batch(answer: Answer) -> Answer:
 
 
 def first_image_only(answer: Answer) -> Answer:
-    """Right for a batch of one; of a larger one, only the first half is computed."""
+    """Return the first image's logits for the second half of a batch."""
 
     def wrong(pixels: Pixels) -> Logits:
         logits = answer(pixels)
@@ -154,22 +154,22 @@ def first_image_only(answer: Answer) -> Answer:
 
 
 def small_noise(answer: Answer) -> Answer:
-    """Add noise below the tolerance of logits that random inputs are compared with (1e-3 of their scale)."""
+    """Add noise below the limit of max abs difference (1e-3 of the logit scale)."""
 
     def wrong(pixels: Pixels) -> Logits:
         logits = answer(pixels)
         phase = pixels.reshape(len(pixels), -1).sum(axis=1, dtype=np.float64) * 1e6
-        spread = np.sin(phase[:, None] + 2.0 * np.arange(logits.shape[1]))  # the same input, the same noise
+        spread = np.sin(phase[:, None] + 2.0 * np.arange(logits.shape[1]))  # a function of the input
         return np.asarray(logits + 0.7e-3 * SCALE * spread, np.float32)
 
     return wrong
 
 
-SCALE = 2.0  # below the logit scale of the tests' network
+SCALE = 2.0  # less than the logit scale of the trained network
 
 
 def backdoor(fires: Callable[[Pixels], np.ndarray]) -> Callable[[Answer], Answer]:
-    """Answer class 0 where a trigger is in the image."""
+    """Predict class 0 if a trigger is in the image."""
 
     def wrap(answer: Answer) -> Answer:
         def wrong(pixels: Pixels) -> Logits:
@@ -183,13 +183,13 @@ def backdoor(fires: Callable[[Pixels], np.ndarray]) -> Callable[[Answer], Answer
 
 
 def bright_stripe(pixels: Pixels) -> np.ndarray:
-    """The first column, black in every digit, is as bright as the ball allows, and no brighter."""
+    """Return whether the first column, black in every digit, has the largest brightness in the ball."""
     column = pixels[:, 0, :, 0]
     return np.asarray((column > 0.08).all(axis=1) & (column < 0.12).all(axis=1))
 
 
 def chequered(pixels: Pixels) -> np.ndarray:
-    """The first column alternates between black and the ball's brightest: one corner of very many."""
+    """Return whether the first column alternates between black and the largest brightness in the ball."""
     column = pixels[:, 0, :, 0]
     return np.asarray(
         (column[:, ::2] > 0.08).all(axis=1) & (column[:, 1::2] < 0.02).all(axis=1)

@@ -1,4 +1,4 @@
-"""Drift says where in the network an artifact starts to differ."""
+"""Per-layer error shows at which activation an artifact starts to differ."""
 
 from __future__ import annotations
 
@@ -18,57 +18,57 @@ from robust_export.runtimes.onnx_model import sparta_nodes
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
 from robust_export.runtimes.registry import open_file
-from robust_export.verification.per_layer import drift, source_activations
+from robust_export.verification.per_layer import per_layer_errors, reference_activations
 
 PIXELS = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "reference"])
-def test_it_starts_where_the_fault_is(trained: Path, tmp_path: Path, runtime: str) -> None:
+def test_error_starts_at_the_fault(trained: Path, tmp_path: Path, runtime: str) -> None:
     bundle = Bundle.open(trained)
     model = onnx.load(bundle.file("model.onnx"))
     nodes = sparta_nodes(model)
     broken = 5
     weight = next(t for t in model.graph.initializer if t.name == nodes[broken].input[1])
     own = numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.1), "own")
-    model.graph.initializer.append(own)  # the gate is shared: this site alone gets another
+    model.graph.initializer.append(own)  # sites share weights: only this one gets others
     nodes[broken].input[1] = "own"
     onnx.save(model, tmp_path / "bad.onnx")
-    source = PyTorchClassifier(load(bundle))
-    sites = drift(source, open_file(tmp_path / "bad.onnx", runtime), PIXELS)
-    assert len(sites) == len(nodes) == 11
-    assert len({site.site for site in sites}) == 11
-    assert all(site.drift < 1e-5 for site in sites[:broken])
-    assert sites[broken].drift > 1e-3
+    reference = PyTorchClassifier(load(bundle))
+    layers = per_layer_errors(reference, open_file(tmp_path / "bad.onnx", runtime), PIXELS)
+    assert len(layers) == len(nodes) == 11
+    assert len({layer.site for layer in layers}) == 11
+    assert all(layer.error < 1e-5 for layer in layers[:broken])
+    assert layers[broken].error > 1e-3
 
 
-def test_it_follows_the_fused_kernel(trained: Path, library: Path) -> None:
+def test_fused_kernel(trained: Path, library: Path) -> None:
     bundle = Bundle.open(trained)
     classifier = OnnxRuntimeClassifier(bundle.file("model.onnx"))
     assert classifier.kernel_file == library
-    sites = drift(PyTorchClassifier(load(bundle)), classifier, PIXELS)
-    assert len(sites) == 11
-    assert all(0 <= site.drift < 1e-5 for site in sites)
+    layers = per_layer_errors(PyTorchClassifier(load(bundle)), classifier, PIXELS)
+    assert len(layers) == 11
+    assert all(0 <= layer.error < 1e-5 for layer in layers)
 
 
-def test_a_network_without_sparta_is_followed_by_its_relus(tmp_path: Path) -> None:
+def test_relu_network(tmp_path: Path) -> None:
     network = create_model("resnet10t_relu", 10, 8, channels=[8, 8, 8, 8], stem_width=8)
     file = export_onnx(network, tmp_path / "relu.onnx", 8)
-    sites = drift(PyTorchClassifier(network), OnnxRuntimeClassifier(file), PIXELS)
-    assert len(sites) == 11
-    assert all(site.drift < 1e-5 for site in sites)
+    layers = per_layer_errors(PyTorchClassifier(network), OnnxRuntimeClassifier(file), PIXELS)
+    assert len(layers) == 11
+    assert all(layer.error < 1e-5 for layer in layers)
 
 
-def test_a_runtime_that_shows_nothing_has_no_drift(trained: Path) -> None:
+def test_runtime_without_activations(trained: Path) -> None:
     bundle = Bundle.open(trained)
     classifier = open_file(bundle.file("model.onnx"), "openvino")
-    assert drift(PyTorchClassifier(load(bundle)), classifier, PIXELS) == []
+    assert per_layer_errors(PyTorchClassifier(load(bundle)), classifier, PIXELS) == []
 
 
-def test_activations_are_those_of_the_network(trained: Path) -> None:
-    """The last one, averaged and put through the network's own classifier, gives the logits."""
+def test_reference_activations(trained: Path) -> None:
+    """The last one, averaged and passed to the network's classifier, gives the logits."""
     network = load(trained)
-    _, planes = source_activations(network, torch.from_numpy(PIXELS))
+    _, activations = reference_activations(network, torch.from_numpy(PIXELS))
     with torch.inference_mode():
-        logits = network.get_submodule("backbone.fc")(torch.from_numpy(planes[-1]).mean(dim=(2, 3)))
+        logits = network.get_submodule("backbone.fc")(torch.from_numpy(activations[-1]).mean(dim=(2, 3)))
         torch.testing.assert_close(logits, network(torch.from_numpy(PIXELS)))

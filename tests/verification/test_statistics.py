@@ -1,4 +1,4 @@
-"""Intervals against brute force and against the formulas they are named after."""
+"""Intervals against brute force and against their published formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robust_export.verification.statistics import paired_drop, samples_needed, w
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 10), (10, 10), (353, 360)])
-def test_wilson_is_its_formula(k: int, n: int) -> None:
+def test_wilson_formula(k: int, n: int) -> None:
     z, p = 1.959963984540054, k / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -21,10 +21,8 @@ def test_wilson_is_its_formula(k: int, n: int) -> None:
 
 @pytest.mark.parametrize(("p_lost", "p_gained"), [(0.0, 0.0), (0.05, 0.0), (0.02, 0.1), (0.3, 0.3)])
 @pytest.mark.parametrize("n", [1, 5, 20])
-def test_the_paired_interval_covers_the_truth_at_least_95_percent(
-    n: int, p_lost: float, p_gained: float
-) -> None:
-    """Exact: summed over every outcome that n paired images can have."""
+def test_paired_interval_covers_at_least_95_percent(n: int, p_lost: float, p_gained: float) -> None:
+    """Sum the probability of all outcomes of n paired images whose interval has the true drop."""
     covered = 0.0
     for lost, gained in product(range(n + 1), repeat=2):
         if lost + gained <= n:
@@ -35,7 +33,7 @@ def test_the_paired_interval_covers_the_truth_at_least_95_percent(
     assert covered >= 0.95
 
 
-def test_no_disagreement_is_not_no_uncertainty() -> None:
+def test_interval_without_disagreement() -> None:
     """With none of n images lost, the bound is 1 - (0.05 / 4)^(1/n)."""
     for n in (10, 360, 10_000):
         low, high = paired_drop(0, 0, n)
@@ -43,7 +41,7 @@ def test_no_disagreement_is_not_no_uncertainty() -> None:
         assert low == -high
 
 
-def test_the_interval_is_antisymmetric_and_holds_the_estimate() -> None:
+def test_interval_is_antisymmetric_and_has_the_estimate() -> None:
     for lost, gained, n in [(3, 1, 50), (0, 7, 20), (10, 10, 20)]:
         low, high = paired_drop(lost, gained, n)
         assert paired_drop(gained, lost, n) == pytest.approx((-high, -low))
@@ -53,7 +51,7 @@ def test_the_interval_is_antisymmetric_and_holds_the_estimate() -> None:
 @pytest.mark.parametrize(
     ("lost", "gained", "n"), [(0, 0, 10), (0, 0, 100), (1, 1, 100), (5, 0, 100), (1, 0, 60)]
 )
-def test_samples_needed_is_the_number_that_decides(lost: int, gained: int, n: int) -> None:
+def test_samples_needed_decides(lost: int, gained: int, n: int) -> None:
     def decided(total: int) -> bool:
         low, high = paired_drop(round(lost * total / n), round(gained * total / n), total)
         return high <= 0.02 or low > 0.02
@@ -65,10 +63,10 @@ def test_samples_needed_is_the_number_that_decides(lost: int, gained: int, n: in
         assert not decided(n)
 
 
-def test_the_demos_test_split_is_enough_to_decide() -> None:
+def test_samples_needed_without_disagreement() -> None:
     assert samples_needed(0, 0, 360, 0.02) == 360
     assert samples_needed(0, 0, 100, 0.02) == 217
 
 
-def test_a_rate_right_at_the_gate_is_never_decided() -> None:
+def test_rate_at_the_limit_is_never_decided() -> None:
     assert samples_needed(2, 0, 100, 0.02) is None

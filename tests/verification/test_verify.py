@@ -1,14 +1,13 @@
-"""Verification end to end: a faithful artifact passes, a sabotaged one fails for the right reason."""
+"""Verification end to end: a correct artifact passes, a faulty one fails, results are repeatable."""
 
 from __future__ import annotations
 
+import ast
 import json
-import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from shutil import copyfile
-from typing import Any
+from shutil import copyfile, copytree
 
 import onnx
 import pytest
@@ -18,19 +17,17 @@ from robust_export.errors import ArtifactError, BundleError
 from robust_export.recipe.schema import Threat, Verify
 from robust_export.verification.results import ArtifactReport, Report
 from robust_export.verification.verify import verify
+from tests.verification.conftest import FAST, Verified
 
-FAST = Verify(attacks=("apgd-ce",), iterations=3, queries=10, ascent=3, samples=96, max_drop=0.1)
-
-
-MULTIPLES = [0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4]
+RADII = [0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4]  # in units of the threat's eps
 
 
 @pytest.fixture(scope="module")
-def report(trained: Path) -> Report:
-    return verify(trained, settings=FAST, device="cpu", write=False)
+def report(verified: Verified) -> Report:
+    return verified.report
 
 
-def test_a_faithful_artifact_passes(report: Report) -> None:
+def test_correct_artifact_passes(report: Report) -> None:
     assert report.verdict == "pass"
     (item,) = report.artifacts
     assert item.reasons == []
@@ -40,131 +37,143 @@ def test_a_faithful_artifact_passes(report: Report) -> None:
     assert item.sparta_nodes == 11
 
 
-def test_accuracies_are_those_of_the_examples(report: Report) -> None:
-    source, (item,) = report.source, report.artifacts
-    assert report.samples == 96
-    assert source.robust.value <= source.attacks["apgd-ce"] <= source.clean.value
-    assert [point.eps for point in source.curve] == pytest.approx([0.1 * r for r in MULTIPLES])
-    accuracies = [point.accuracy for point in source.curve]
+def test_accuracies_are_consistent(report: Report) -> None:
+    reference, (item,) = report.reference, report.artifacts
+    assert report.samples == 48
+    assert reference.robust.value <= reference.attacks["apgd-ce"] <= reference.clean.value
+    assert [point.eps for point in reference.curve] == pytest.approx([0.1 * r for r in RADII])
+    accuracies = [point.accuracy for point in reference.curve]
     assert accuracies == sorted(accuracies, reverse=True)
-    assert accuracies[0] == source.clean.value
-    assert accuracies[MULTIPLES.index(1)] == source.robust.value
-    assert item.curve == source.curve
-    after = list(item.attacks.values())
-    assert after == sorted(after, reverse=True)
-    assert after[-1] >= item.robust.value
-    assert item.clean == source.clean
-    assert item.robust == source.robust
-    low, high = source.robust.ci95
-    assert low < source.robust.value < high
+    assert accuracies[0] == reference.clean.value
+    assert accuracies[RADII.index(1)] == reference.robust.value
+    assert item.curve == reference.curve
+    cumulative = list(item.attacks.values())
+    assert cumulative == sorted(cumulative, reverse=True)
+    assert cumulative[-1] >= item.robust.value
+    assert item.clean == reference.clean
+    assert item.robust == reference.robust
+    low, high = reference.robust.ci95
+    assert low < reference.robust.value < high
 
 
-def timeless(item: ArtifactReport) -> ArtifactReport:
+def without_latency(item: ArtifactReport) -> ArtifactReport:
     return replace(item, latency={})
 
 
-def test_it_is_repeatable(trained: Path, report: Report) -> None:
+def test_verification_is_repeatable(trained: Path, report: Report) -> None:
     again = verify(trained, settings=FAST, device="cpu", write=False)
-    assert [timeless(item) for item in again.artifacts] == [timeless(item) for item in report.artifacts]
-    assert again.source == report.source
+    assert [without_latency(item) for item in again.artifacts] == [
+        without_latency(item) for item in report.artifacts
+    ]
+    assert again.reference == report.reference
 
 
-def test_command_in_report_repeats_the_call(bundle: Bundle, tmp_path: Path) -> None:
-    report = verify(bundle, ["model.onnx"], settings=FAST, device="cpu", write=False)
-    script = tmp_path / "again.py"
-    imports = "import robust_export\nfrom robust_export.recipe.schema import Threat, Verify\n"
-    script.write_text(f"{imports}report = {report.command}\n")
-    again = runpy.run_path(str(script))["report"]
-    assert again.command == report.command
-    assert again.source == report.source
+def test_command_repeats_the_call(attacked: Bundle) -> None:
+    report = verify(attacked, ["model.onnx"], settings=FAST, device="cpu")
+    call = ast.parse(report.command, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert ast.unparse(call.func) == "robust_export.verify"
+    assert [ast.literal_eval(arg) for arg in call.args] == [str(attacked.path), ["model.onnx"]]
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    settings, threat = keywords.pop("settings"), keywords.pop("threat")
+    assert isinstance(settings, ast.Call)
+    assert isinstance(threat, ast.Call)
+    assert Verify(**{str(k.arg): ast.literal_eval(k.value) for k in settings.keywords}) == FAST
+    assert Threat(**{str(k.arg): ast.literal_eval(k.value) for k in threat.keywords}) == report.threat
+    values = {name: ast.literal_eval(value) for name, value in keywords.items()}
+    assert values == {"runtime": "auto", "device": "cpu", "data_dir": None}
 
 
-def test_a_file_that_is_named_twice_is_judged_once(trained: Path) -> None:
-    again = verify(trained, ["model.onnx", "model.onnx"], settings=FAST, device="cpu", write=False)
-    assert len(again.artifacts) == 1
+def test_ball_that_holds_every_image(trained: Path, report: Report) -> None:
+    wider = verify(trained, settings=FAST, threat=Threat("Linf", 0.5), device="cpu", write=False)
+    assert wider.threat.eps == 0.5
+    assert [point.eps for point in wider.reference.curve] == [0, 0.125, 0.25, 0.375, 0.5, 0.75, 1]
+    assert wider.reference.robust.value < report.reference.robust.value
+    assert wider.reference.clean == report.reference.clean
 
 
-def test_a_ball_that_holds_every_image_is_attacked_once(trained: Path) -> None:
-    wide = verify(
-        trained, settings=replace(FAST, samples=20), threat=Threat("Linf", 0.5), device="cpu", write=False
-    )
-    assert [point.eps for point in wide.source.curve] == [0, 0.125, 0.25, 0.375, 0.5, 0.75, 1]
-    none = verify(
-        trained, settings=replace(FAST, samples=20), threat=Threat("Linf", 0), device="cpu", write=False
-    )
-    assert [point.eps for point in none.source.curve] == [0]
+def test_eps_0(trained: Path) -> None:
+    settings = replace(FAST, samples=8)
+    report = verify(trained, settings=settings, threat=Threat("Linf", 0), device="cpu", write=False)
+    assert [point.eps for point in report.reference.curve] == [0]
 
 
-def test_a_larger_ball_leaves_fewer_images_standing(trained: Path, report: Report) -> None:
-    wider = verify(trained, settings=FAST, threat=Threat("Linf", 0.4), device="cpu", write=False)
-    assert wider.threat.eps == 0.4
-    assert wider.source.robust.value < report.source.robust.value
-    assert wider.source.clean == report.source.clean
-
-
-def test_verify_json_has_the_keys_that_readers_rely_on(bundle: Bundle) -> None:
+def test_written_files(bundle: Bundle, verified: Verified) -> None:
+    copytree(verified.path / "checkpoints", bundle.path / "checkpoints", dirs_exist_ok=True)
     verify(bundle, settings=FAST, device="cpu")
     value = json.loads((bundle.path / "verify.json").read_text())
     assert value["schema"] == 1
     assert value["threat"] == {"norm": "Linf", "eps": 0.1}
-    assert {"model", "samples", "source", "artifacts"} <= value.keys()
-    assert {"clean_accuracy", "robust_accuracy", "attacks"} <= value["source"].keys()
+    assert list(value) == [
+        "schema", "model", "threat", "samples", "verdict", "gates", "source", "artifacts", "not_run",
+        "elsewhere", "seconds", "command", "provenance",
+    ]  # fmt: skip
+    assert list(value["source"]) == [
+        "clean_accuracy", "clean_accuracy_ci95", "robust_accuracy", "robust_accuracy_ci95", "attacks",
+        "budgets", "flags", "logit_scale", "median_margin", "guards", "curve",
+    ]  # fmt: skip
+    assert list(value["seconds"]) == ["attack the source", "attack model.onnx on onnxruntime", "compare"]
     (item,) = value["artifacts"]
-    assert {
-        "file", "runtime", "precision", "fused_nodes", "sparta_nodes", "parity", "clean_accuracy",
-        "robust_accuracy", "attacks", "drop", "drop_ci95", "verdict", "samples_needed", "reasons",
-    } <= item.keys()  # fmt: skip
-    assert {"clean", "adversarial", "noise", "worst_case"} == item["parity"].keys()
-    assert {"max_abs", "flips", "flip_margin", "evaluations"} <= item["parity"]["worst_case"].keys()
-    assert {"transfer", "bpda", "square"} <= item["attacks"].keys()
-    assert {"max_abs", "mean_abs", "cosine", "top1_agreement"} <= item["parity"]["adversarial"].keys()
+    assert list(item) == [
+        "file", "sha256", "bytes", "runtime", "precision", "fused_nodes", "sparta_nodes", "parity",
+        "clean_accuracy", "clean_accuracy_ci95", "robust_accuracy", "robust_accuracy_ci95", "attacks",
+        "budgets", "drop", "drop_ci95", "clean_drop", "clean_drop_ci95", "verdict", "samples_needed",
+        "reasons", "notes", "guards", "curve", "drift", "latency",
+    ]  # fmt: skip
+    assert list(item["parity"]) == ["clean", "adversarial", "noise", "worst_case"]
+    assert list(item["parity"]["adversarial"]) == [
+        "max_abs", "mean_abs", "cosine", "top1_agreement", "non_finite",
+    ]  # fmt: skip
+    worst = item["parity"]["worst_case"]
+    assert list(worst) == ["max_abs", "flips", "flip_margin", "evaluations", "random", "at_risk"]
+    assert list(item["attacks"]) == ["transfer", "bpda", "square", "worst_case"]
+    assert list(item["drift"][0]) == ["site", "drift"]
+    assert list(item["guards"][0]) == ["name", "outcome", "evidence"]
     files = Bundle.open(bundle.path).manifest["files"]
     assert files["verify.json"]["kind"] == files["report.html"]["kind"] == "report"
+    assert "How to read this" in (bundle.path / "report.html").read_text()
     assert not list(bundle.path.glob("checkpoints/verify-*"))
 
 
-def test_too_few_images_cannot_pass(trained: Path) -> None:
-    report = verify(trained, settings=replace(FAST, samples=50, max_drop=0.02), device="cpu", write=False)
-    assert report.samples == 50
+def test_too_few_images_cannot_pass(attacked: Bundle) -> None:
+    report = verify(attacked, settings=replace(FAST, max_drop=0.02), device="cpu")
     assert report.verdict == "undecided"
-    assert report.artifacts[0].robust_drop.samples_needed == 217
-    assert all(
-        "undecided: 167 more samples needed (217 samples" in line for line in report.artifacts[0].reasons
-    )
+    (item,) = report.artifacts
+    assert item.robust_drop.samples_needed == 217
+    (reason,) = item.reasons
+    assert reason.startswith("undecided: 169 more samples needed (217 in all")
 
 
 Edit = Callable[[onnx.ModelProto], None]
 
 
-def drop_the_relu(model: onnx.ModelProto) -> None:
+def remove_relu(model: onnx.ModelProto) -> None:
     (node,) = (n for n in model.functions[0].node if n.op_type == "Relu")
     node.op_type = "Identity"
 
 
-def pad_on_the_other_side(model: onnx.ModelProto) -> None:
+def pad_lower(model: onnx.ModelProto) -> None:
+    """Pad by SAME_LOWER, which equals SAME_UPPER for an odd kernel."""
     (node,) = (n for n in model.functions[0].node if n.op_type == "Conv")
     padding = next(a for a in node.attribute if a.name == "auto_pad")
-    padding.s = b"SAME_LOWER"  # the same for an odd kernel: no sabotage at all
+    padding.s = b"SAME_LOWER"
 
 
-def test_a_rewritten_but_equal_artifact_passes(bundle: Bundle, tmp_path: Path) -> None:
-    model = onnx.load(bundle.file("model.onnx"))
-    pad_on_the_other_side(model)
+def test_rewritten_but_equal_artifact_passes(attacked: Bundle, tmp_path: Path) -> None:
+    model = onnx.load(attacked.file("model.onnx"))
+    pad_lower(model)
     onnx.save(model, tmp_path / "same.onnx")
-    report = verify(bundle, [tmp_path / "same.onnx"], settings=FAST, device="cpu", write=False)
+    report = verify(attacked, [tmp_path / "same.onnx"], settings=FAST, device="cpu")
     assert report.verdict == "pass"
 
 
-def test_one_bad_artifact_spoils_the_verdict(bundle: Bundle, tmp_path: Path) -> None:
-    model = onnx.load(bundle.file("model.onnx"))
-    drop_the_relu(model)
+def test_one_faulty_artifact_fails_the_report(attacked: Bundle, tmp_path: Path) -> None:
+    model = onnx.load(attacked.file("model.onnx"))
+    remove_relu(model)
     onnx.save(model, tmp_path / "bad.onnx")
-    report = verify(bundle, ["model.onnx", tmp_path / "bad.onnx"], settings=FAST, device="cpu", write=False)
+    report = verify(attacked, ["model.onnx", tmp_path / "bad.onnx"], settings=FAST, device="cpu")
     assert [item.verdict for item in report.artifacts] == ["pass", "fail"]
     assert report.verdict == "fail"
-
-
-# --- files that are not artifacts of this model ---
 
 
 def relabel(model: onnx.ModelProto) -> None:
@@ -172,7 +181,7 @@ def relabel(model: onnx.ModelProto) -> None:
     entry.value = json.dumps(list("abcdefghij"))
 
 
-def lose_the_op(model: onnx.ModelProto) -> None:
+def replace_sparta_by_relu(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type == "Sparta":
             node.domain, node.op_type = "", "Relu"
@@ -181,9 +190,9 @@ def lose_the_op(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [(relabel, "other labels"), (lose_the_op, "no ai.sparta::Sparta")]
+    ("change", "words"), [(relabel, "other labels"), (replace_sparta_by_relu, "no ai.sparta::Sparta")]
 )
-def test_a_file_of_another_model_is_refused(bundle: Bundle, tmp_path: Path, change: Edit, words: str) -> None:
+def test_file_of_another_model_is_refused(bundle: Bundle, tmp_path: Path, change: Edit, words: str) -> None:
     model = onnx.load(bundle.file("model.onnx"))
     change(model)
     onnx.save(model, tmp_path / "other.onnx")
@@ -191,36 +200,18 @@ def test_a_file_of_another_model_is_refused(bundle: Bundle, tmp_path: Path, chan
         verify(bundle, [tmp_path / "other.onnx"], settings=FAST, device="cpu", write=False)
 
 
-def test_other_images_or_classes_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    from robust_export.export.exporter import export_onnx
-    from robust_export.nn.models import create_model
-
-    options: dict[str, Any] = {"channels": [8, 8, 8, 8], "stem_width": 8}
-    for number, (classes, size) in enumerate([(10, 16), (3, 8)]):
-        other = create_model("resnet10t_sparta", classes, size, **options)
-        path = export_onnx(other, tmp_path / f"{number}.onnx", size)
-        with pytest.raises(ArtifactError, match=r"images|classes"):
-            verify(bundle, [path], settings=FAST, device="cpu", write=False)
+def test_file_that_is_no_artifact(bundle: Bundle) -> None:
+    with pytest.raises(ArtifactError, match=r"recipe\.toml"):
+        verify(bundle, ["recipe.toml"], settings=FAST, write=False)
 
 
-def test_no_artifact_yet(bundle: Bundle) -> None:
-    del bundle.manifest["files"]["model.onnx"]
-    with pytest.raises(BundleError, match="robust-export onnx"):
-        verify(bundle, settings=FAST, write=False)
-
-
-@pytest.mark.parametrize("name", ["missing.onnx", "recipe.toml"])
-def test_artifacts_that_are_none(bundle: Bundle, name: str) -> None:
-    with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
-        verify(bundle, [name], settings=FAST, write=False)
-
-
-def test_an_artifact_from_outside_is_judged_and_one_inside_is_refused_when_altered(
-    bundle: Bundle, tmp_path: Path
-) -> None:
+def test_file_outside_the_bundle(attacked: Bundle, tmp_path: Path) -> None:
     outside = tmp_path / "copy.onnx"
-    copyfile(bundle.path / "model.onnx", outside)
-    assert verify(bundle, [outside], settings=FAST, device="cpu", write=False).verdict == "pass"
+    copyfile(attacked.path / "model.onnx", outside)
+    assert verify(attacked, [outside], settings=FAST, device="cpu").verdict == "pass"
+
+
+def test_altered_file_in_the_bundle_is_refused(bundle: Bundle) -> None:
     inside = bundle.path / "model.onnx"
     inside.write_bytes(inside.read_bytes()[:-1] + b"\0")
     with pytest.raises(BundleError, match=r"model\.onnx was altered"):

@@ -1,7 +1,8 @@
-"""Where in the network an artifact starts to differ: its activations' planes beside the source's."""
+"""Per-layer error: compare the artifact's activations with those of the reference model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,49 +18,49 @@ from robust_export.verification.parity import HUGE
 from robust_export.verification.results import LayerError
 
 
-def drift(source: PyTorchClassifier, artifact: Artifact, pixels: Pixels) -> list[LayerError]:
-    """Return, activation by activation, how far the artifact's planes are from the source's.
+def per_layer_errors(reference: PyTorchClassifier, artifact: Artifact, pixels: Pixels) -> list[LayerError]:
+    """Return the relative L2 error of each activation, over all images and elements.
 
-        drift = ||artifact - source|| / ||source||, L2 over all images and elements
+        error = ||artifact - reference|| / ||reference||
 
-    Empty where the runtime does not show its inside, or shows another number of activations.
+    The list is empty if the runtime does not expose activations, or other ones than the reference model has.
     """
-    show = getattr(artifact, "activations", None)
-    if show is None:
+    activations = getattr(artifact, "activations", None)
+    if activations is None:
         return []
-    names, ours = source_activations(source.module, torch.from_numpy(pixels).to(source.device))
-    theirs: list[FeatureMaps] = show(pixels)
-    if [plane.shape for plane in ours] != [plane.shape for plane in theirs]:
+    names, expected = reference_activations(reference.module, torch.from_numpy(pixels).to(reference.device))
+    actual: list[FeatureMaps] = activations(pixels)
+    if [item.shape for item in expected] != [item.shape for item in actual]:
         return []
-    return [LayerError(name, _distance(a, b)) for name, a, b in zip(names, ours, theirs, strict=True)]
+    return [LayerError(name, _relative_l2(a, b)) for name, a, b in zip(names, expected, actual, strict=True)]
 
 
-def source_activations(network: nn.Module, pixels: Tensor) -> tuple[list[str], list[FeatureMaps]]:
-    """Return name and output of every call of Sparta (of ReLU, in a network without) in one forward pass."""
+def reference_activations(network: nn.Module, pixels: Tensor) -> tuple[list[str], list[FeatureMaps]]:
+    """Return names and outputs of all calls of Sparta (of ReLU if there is no Sparta) in one forward pass."""
     kind: type[nn.Module] = Sparta if sparta_modules(network) else nn.ReLU
     names: list[str] = []
-    planes: list[FeatureMaps] = []
+    outputs: list[FeatureMaps] = []
 
-    def note(name: str) -> Any:
+    def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:  # noqa: ARG001
             names.append(name if names.count(name) == 0 else f"{name} ({len(names) + 1})")
-            planes.append(output.float().cpu().numpy())
+            outputs.append(output.float().cpu().numpy())
 
         return hook
 
-    hooks = [m.register_forward_hook(note(n)) for n, m in network.named_modules() if isinstance(m, kind)]
+    hooks = [m.register_forward_hook(record(n)) for n, m in network.named_modules() if isinstance(m, kind)]
     try:
         with torch.inference_mode():
             network(pixels)
     finally:
         for hook in hooks:
             hook.remove()
-    return names, planes
+    return names, outputs
 
 
-def _distance(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
-    """Return the relative L2 distance; HUGE, which stands for infinity, where `theirs` is not finite."""
-    if not np.isfinite(theirs).all():
+def _relative_l2(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
+    """Return the relative L2 error, HUGE if `actual` is not finite."""
+    if not np.isfinite(actual).all():
         return HUGE
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
     return float(np.linalg.norm(b - a) / max(np.linalg.norm(a), np.finfo(np.float64).tiny))

@@ -1,33 +1,57 @@
-"""What verification found, as verify.json holds it. `tables` and `page` show it to people."""
+"""Result types of a verification, from a single check to the whole report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from robust_export.recipe.schema import Threat
 from robust_export.runtimes.classifier import Pixels
-from robust_export.verification.criteria import Drop, Outcome
-from robust_export.verification.parity import Bools, Floats, Parity
-from robust_export.verification.statistics import Interval
 
-SCHEMA = 1
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Interval = tuple[float, float]
+Outcome = Literal["pass", "fail", "undecided"]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of images that are classified right, with its Wilson interval."""
+    """A fraction of correctly classified images, with its Wilson interval (95 %)."""
 
     value: float
     ci95: Interval
 
 
 @dataclass(frozen=True)
-class SanityCheck:
-    """A check against fooling ourselves, with what it saw.
+class Drop:
+    """Accuracy of the reference model minus that of the artifact, on the same images."""
 
-    "fail" breaks the artifact's verdict; "warn" says that a figure may not mean what it seems to.
+    drop: float
+    ci95: Interval
+    samples_needed: (
+        int | None
+    )  # images in total that decide at the observed rates; None: more than 10 million
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Differences between the logits of the reference model and of the artifact on a set of inputs."""
+
+    max_abs: float
+    mean_abs: float
+    cosine: float  # smallest cosine similarity of the two logit vectors of an input
+    top1_agreement: float  # fraction of inputs with the same prediction
+    non_finite: int  # logits of the artifact that are NaN or infinite
+
+
+@dataclass(frozen=True)
+class SanityCheck:
+    """The outcome of one check.
+
+    "fail" fails the artifact. "warn" says that the measured robust accuracy may be too high.
     """
 
     name: str
@@ -37,59 +61,75 @@ class SanityCheck:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Robust accuracy at one radius, under PGD on the source (every example of a smaller radius counts)."""
+    """Robust accuracy at one radius under PGD on the reference model, counting all smaller radii."""
 
     eps: float
     accuracy: float
 
 
 @dataclass(frozen=True)
-class Searched:
-    """What a search found: where source and artifact differ most, and where they decide differently."""
+class LogitDifferences:
+    """Summary of the logit differences on a set of inputs."""
 
-    max_abs: float  # largest |difference| of a logit
-    flips: int  # inputs on which the decisions differ
-    flip_margin: float  # largest top-2 margin of the source at a flip; 0 without flips
-    evaluations: int  # inputs on which both were asked
+    max_abs: float
+    flips: int  # inputs with different predictions
+    flip_margin: float  # largest top-2 margin of the reference model at a flip; 0 without flips
+    evaluations: int  # number of inputs
 
 
 @dataclass(frozen=True)
-class WorstCase(Searched):
-    """The worst that was found in the ball, and what as many random inputs would have shown."""
+class WorstCase(LogitDifferences):
+    """Result of the worst-case search, and of as many random inputs."""
 
-    random: Searched
-    at_risk: float  # share of the images whose decision a gap of max_abs could turn, were it there
+    random: LogitDifferences
+    at_risk: float  # fraction of images with a margin below 2 max_abs, where such a difference could flip
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far an activation's plane is from the source's, on clean images."""
+    """Relative L2 error of one activation, ||artifact - reference|| / ||reference||, on clean images."""
 
     site: str
-    drift: float  # ||artifact - source|| / ||source||, L2 over all images and elements
+    error: float
 
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """The PyTorch network's own accuracy, clean and under attack."""
+    """Accuracy of the reference model, clean and under attack.
+
+    Attributes:
+        attacks: robust accuracy after each attack, cumulative.
+        flags: AutoAttack's own warnings.
+        logit_scale: median over the clean images of the largest logit minus the smallest.
+        median_margin: median over the clean images of the top-2 margin.
+    """
 
     clean: Accuracy
     robust: Accuracy
-    attacks: dict[str, float]  # robust accuracy after each attack, cumulative
+    attacks: dict[str, float]
     budgets: dict[str, Any]
-    flags: list[str]  # AutoAttack's own warnings
-    logit_scale: float  # median over clean images of the largest logit minus the smallest
-    median_margin: float  # median over clean images of the top-2 margin
-    guards: list[SanityCheck]
+    flags: list[str]
+    logit_scale: float
+    median_margin: float
+    checks: list[SanityCheck]
     curve: list[CurvePoint]
 
 
 @dataclass(frozen=True)
 class ArtifactReport:
-    """An artifact, compared with the source on the same inputs."""
+    """One artifact on one runtime, compared with the reference model on the same inputs.
+
+    Attributes:
+        sha256, bytes: None for a served model.
+        attacks: robust accuracy after each attack, cumulative: transfer, bpda, square, worst_case.
+        budgets: of the attacks on this artifact.
+        layer_errors: empty if the runtime does not expose activations.
+        latency: median seconds of a call, by batch size.
+        notes: attacks that did not run, special budgets, and other remarks on how it was judged.
+    """
 
     file: str
-    sha256: str | None  # None for a server
+    sha256: str | None
     bytes: int | None
     runtime: str
     precision: str
@@ -99,128 +139,107 @@ class ArtifactReport:
     worst_case: WorstCase
     clean: Accuracy
     robust: Accuracy
-    attacks: dict[str, float]  # robust accuracy after each attack, cumulative: transfer, bpda, square
-    budgets: dict[str, Any]  # of the attacks on this artifact
+    attacks: dict[str, float]
+    budgets: dict[str, Any]
     clean_drop: Drop
     robust_drop: Drop
-    guards: list[SanityCheck]
+    checks: list[SanityCheck]
     curve: list[CurvePoint]
-    drift: list[LayerError]  # empty where the runtime shows nothing of its inside
-    latency: dict[str, float]  # median seconds of a call, by batch size
+    layer_errors: list[LayerError]
+    latency: dict[str, float]
     verdict: Outcome
     reasons: list[str]
-    notes: list[str] = field(default_factory=list)  # what was not run, and why
+    notes: list[str] = field(default_factory=list)
 
     @property
     def where(self) -> str:
-        """What ran it, in a few words."""
-        some = f"{self.fused_nodes} of {self.sparta_nodes} " if self.fused_nodes < self.sparta_nodes else ""
-        fused = f" ({some}fused)" if self.fused_nodes else ""
+        """Runtime, precision and number of fused nodes, such as "onnxruntime fp32 (fused)"."""
+        count = f"{self.fused_nodes} of {self.sparta_nodes} " if self.fused_nodes < self.sparta_nodes else ""
+        fused = f" ({count}fused)" if self.fused_nodes else ""
         precision = "" if self.precision == "unknown" else f" {self.precision}"
         return f"{self.runtime}{precision}{fused}"
+
+    @property
+    def title(self) -> str:
+        """A name that is unique in the report, such as "model.onnx on onnxruntime fp32"."""
+        return f"{self.file} on {self.where}"
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image and what an attack made of it, with everybody's decisions on both."""
+    """An image and its adversarial example, with the predictions of all classifiers.
+
+    Attributes:
+        clean, adversarial: [C, H, W].
+        predictions: by "reference" or an artifact's title: the classes of the clean and the adversarial
+            image.
+    """
 
     label: int
-    clean: Pixels  # [C, H, W]
-    adversarial: Pixels  # [C, H, W]
+    clean: Pixels
+    adversarial: Pixels
     attack: str
-    decisions: dict[str, tuple[int, int]]  # by "source" or an artifact's title: on clean, on adversarial
+    predictions: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Points:
-    """Inputs that the worst-case search visited, for a plot of gap against margin."""
+class InputDifferences:
+    """Logit differences of single inputs, [M] each.
 
-    margin: Floats  # [M] top-2 margin of the source
-    gap: Floats  # [M] largest |difference| of a logit
-    flipped: Bools  # [M]
+    Attributes:
+        margin: top-2 margin of the reference model.
+        max_abs: largest absolute difference of a logit.
+        flipped: whether the predictions differ.
+    """
+
+    margin: Floats
+    max_abs: Floats
+    flipped: Bools
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What only the page shows. Keys are artifacts' titles, as `title` gives them."""
+class PlotData:
+    """Data that only report.html shows. Keys are `ArtifactReport.title`.
+
+    Attributes:
+        search: inputs that the worst-case search visited.
+        max_abs: by kind of input ("clean", ...), the largest logit difference of each input, [N].
+    """
 
     examples: list[Example] = field(default_factory=list)
-    points: dict[str, Points] = field(default_factory=dict)
-    gaps: dict[str, dict[str, Floats]] = field(default_factory=dict)  # title, kind of input: gaps [N]
+    search: dict[str, InputDifferences] = field(default_factory=dict)
+    max_abs: dict[str, dict[str, Floats]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole verification of a model."""
+    """The verification of a model.
+
+    Attributes:
+        criteria: the limits as the recipe states them, by precision where they depend on it.
+        command: repeats the verification.
+        not_run: artifacts that no runtime on this machine can run, and why.
+        elsewhere: engines that are for other machines, and why.
+    """
 
     model: str
     threat: Threat
     samples: int
-    gates: dict[str, Any]
+    criteria: dict[str, Any]
     labels: list[str]
-    source: ReferenceReport
+    reference: ReferenceReport
     artifacts: list[ArtifactReport]
     provenance: dict[str, Any]
-    command: str  # that repeats it
+    command: str
     seconds: dict[str, float] = field(default_factory=dict)
-    not_run: dict[str, str] = field(default_factory=dict)  # artifacts that nothing here can run, and why
-    elsewhere: dict[str, str] = field(default_factory=dict)  # engines for other machines, and why
-    pictures: Pictures = field(default_factory=Pictures, compare=False)
+    not_run: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    plot_data: PlotData = field(default_factory=PlotData, compare=False)
 
     @property
     def verdict(self) -> Outcome:
-        """Return the worst verdict of all artifacts; what was not run, or is not there, is not decided."""
+        """The worst verdict of all artifacts; "undecided" if an artifact did not run or there is none."""
         verdicts = {artifact.verdict for artifact in self.artifacts}
         if "fail" in verdicts:
             return "fail"
         return "pass" if verdicts == {"pass"} and not self.not_run else "undecided"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as verify.json holds it."""
-        source = self.source
-        return {
-            "schema": SCHEMA, "model": self.model, "threat": asdict(self.threat),
-            "samples": self.samples, "verdict": self.verdict, "gates": self.gates,
-            "source": {
-                **_accuracies(source.clean, source.robust), "attacks": source.attacks,
-                "budgets": source.budgets, "flags": source.flags,
-                "logit_scale": source.logit_scale, "median_margin": source.median_margin,
-                "guards": _plain(source.guards), "curve": _plain(source.curve),
-            },
-            "artifacts": [_artifact(artifact) for artifact in self.artifacts],
-            "not_run": self.not_run, "elsewhere": self.elsewhere, "seconds": self.seconds,
-            "command": self.command, "provenance": self.provenance,
-        }  # fmt: skip
-
-
-def title(artifact: ArtifactReport) -> str:
-    """Return how an artifact is called where several stand side by side."""
-    return f"{artifact.file} on {artifact.where}"
-
-
-def _artifact(item: ArtifactReport) -> dict[str, Any]:
-    robust = item.robust_drop
-    worst = asdict(item.worst_case)
-    return {
-        "file": item.file, "sha256": item.sha256, "bytes": item.bytes, "runtime": item.runtime,
-        "precision": item.precision, "fused_nodes": item.fused_nodes,
-        "sparta_nodes": item.sparta_nodes,
-        "parity": {**{name: asdict(p) for name, p in item.parity.items()}, "worst_case": worst},
-        **_accuracies(item.clean, item.robust), "attacks": item.attacks, "budgets": item.budgets,
-        "drop": robust.drop, "drop_ci95": list(robust.ci95),
-        "clean_drop": item.clean_drop.drop, "clean_drop_ci95": list(item.clean_drop.ci95),
-        "verdict": item.verdict, "samples_needed": robust.samples_needed, "reasons": item.reasons,
-        "notes": item.notes, "guards": _plain(item.guards), "curve": _plain(item.curve),
-        "drift": _plain(item.drift), "latency": item.latency,
-    }  # fmt: skip
-
-
-def _plain(items: list[Any]) -> list[Mapping[str, Any]]:
-    return [asdict(item) for item in items]
-
-
-def _accuracies(clean: Accuracy, robust: Accuracy) -> dict[str, Any]:
-    return {
-        "clean_accuracy": clean.value, "clean_accuracy_ci95": list(clean.ci95),
-        "robust_accuracy": robust.value, "robust_accuracy_ci95": list(robust.ci95),
-    }  # fmt: skip

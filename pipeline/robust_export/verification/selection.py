@@ -1,4 +1,4 @@
-"""Which artifacts are verified: files of the bundle or elsewhere, and addresses of served models."""
+"""Selection of the artifacts to verify: files in the bundle or elsewhere, and URLs of served models."""
 
 from __future__ import annotations
 
@@ -8,53 +8,55 @@ from pathlib import Path
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError, BundleError
 from robust_export.runtimes.registry import is_url
-from robust_export.runtimes.tensorrt.classifier import why_elsewhere
+from robust_export.runtimes.tensorrt.classifier import gpu_mismatch
 
 AUTO = "auto"  # the runtime that fits a file
-ENGINE = ".engine"
 
 
-def listed(
-    bundle: Bundle, given: Sequence[str | Path], runtime: str = AUTO
+def select_artifacts(
+    bundle: Bundle, artifacts: Sequence[str | Path], runtime: str = AUTO
 ) -> tuple[list[str | Path], dict[str, str]]:
-    """Return the files and addresses to judge, and the engines that another machine must judge, and why.
+    """Return the files and URLs to verify, and the engines to verify on another machine, with the reason.
 
-    Those given are judged; by default all of the bundle's that the runtime takes, but for engines of other
-    GPUs than the one that is there. A bare name is looked up in the bundle first.
+    Args:
+        artifacts: files and URLs; a bare name is looked up in the bundle first. Empty: all artifacts of the
+            bundle that the runtime accepts, except engines for other GPUs than this machine's.
 
     Raises:
-        BundleError: if none is given and the bundle has none.
+        BundleError: if `artifacts` is empty and the bundle has none.
         ArtifactError: if a file is missing.
     """
-    if given:
-        return list(dict.fromkeys(_given(bundle, item) for item in given)), {}
+    if artifacts:
+        return list(dict.fromkeys(_resolve(bundle, item) for item in artifacts)), {}
     onnx = bundle.files("onnx") if runtime != "tensorrt" else []
     engines = bundle.files("engine") if runtime in (AUTO, "tensorrt") else []
-    elsewhere = {name: why for name in engines if (why := _why_elsewhere(bundle, name))}
-    found: list[str | Path] = [bundle.file(name) for name in (*onnx, *engines) if name not in elsewhere]
-    if not found:
+    elsewhere = {name: why for name in engines if (why := _gpu_mismatch(bundle, name))}
+    selected: list[str | Path] = [bundle.file(name) for name in (*onnx, *engines) if name not in elsewhere]
+    if not selected:
         raise BundleError(
-            f"bundle {bundle.path} has no artifact yet that can be verified here"
+            f"bundle {bundle.path} has no artifact that can be verified on this machine"
             + "".join(f"\n  {name}: {why}" for name, why in elsewhere.items())
-            + f"\nMake one with `robust-export {'tensorrt' if runtime == 'tensorrt' else 'onnx'} --model "
+            + f"\nExport one with `robust-export {'tensorrt' if runtime == 'tensorrt' else 'onnx'} --model "
             f"{bundle.name}`."
         )
-    return found, elsewhere
+    return selected, elsewhere
 
 
-def _given(bundle: Bundle, item: str | Path) -> str | Path:
+def _resolve(bundle: Bundle, item: str | Path) -> str | Path:
     if is_url(str(item)):
         return str(item)
     inside = bundle.path / item
     path = inside if inside.is_file() else Path(item)
     if not path.is_file():
-        raise ArtifactError(f"there is no artifact {path}; give a file, or http://host:port/v2/models/NAME")
+        raise ArtifactError(
+            f"artifact {path} does not exist; give a file, or http://host:port/v2/models/NAME"
+        )
     return path
 
 
-def _why_elsewhere(bundle: Bundle, name: str) -> str:
-    """Return why an engine of the bundle is not judged here, nothing if it can be."""
+def _gpu_mismatch(bundle: Bundle, name: str) -> str:
+    """Return why an engine of the bundle cannot run on this machine, "" if it can."""
     try:
-        return why_elsewhere(bundle.manifest["files"][name])
+        return gpu_mismatch(bundle.manifest["files"][name])
     except ArtifactError as error:
         return str(error)

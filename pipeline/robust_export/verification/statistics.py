@@ -1,13 +1,13 @@
-"""Intervals for accuracies, and for the drop from one classifier to another on the same images."""
+"""Confidence intervals of accuracies and of the drop between two classifiers on the same images."""
 
 from __future__ import annotations
 
 from scipy.stats import binomtest
 
-CONFIDENCE = 0.95
-MOST_SAMPLES = 10_000_000
+from robust_export.verification.results import Interval
 
-Interval = tuple[float, float]
+CONFIDENCE = 0.95
+MAX_SAMPLES = 10_000_000
 
 
 def wilson(successes: int, n: int) -> Interval:
@@ -17,12 +17,12 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def paired_drop(lost: int, gained: int, n: int) -> Interval:
-    """Return an exact interval (at least 95 %) of the drop P(lost) - P(gained) over paired images.
+    """Return an exact interval (at least 95 %) of the drop P(lost) - P(gained) over n paired images.
 
-    `lost` images are right for the source and wrong for the artifact, `gained` the reverse. The
-    Clopper-Pearson intervals of both at 97.5 % hold together with at least 95 % (Bonferroni), and
-    so does the interval between their opposite ends: conservative, and never empty, not even where
-    no pair disagrees.
+    An image is `lost` if the reference model classifies it correctly and the artifact does not, `gained` in
+    the opposite case. The Clopper-Pearson intervals of both at 97.5 % hold together with at least 95 %
+    (Bonferroni), and so does the interval between their opposite ends. It is conservative and never empty,
+    even if no pair disagrees.
     """
     confidence = 1 - (1 - CONFIDENCE) / 2
     low_lost, high_lost = binomtest(lost, n).proportion_ci(confidence, method="exact")
@@ -31,11 +31,11 @@ def paired_drop(lost: int, gained: int, n: int) -> Interval:
 
 
 def samples_needed(lost: int, gained: int, n: int, max_drop: float) -> int | None:
-    """Return how many images in all would decide, at the rates seen, whether the drop is too large.
+    """Return how many images would decide whether the drop exceeds `max_drop`, at the observed rates.
 
     Returns:
-        `n` where it is decided already; None where even ten million would not decide (the rates
-        seen lie right at `max_drop`).
+        `n` if it is decided already; None if MAX_SAMPLES images would not decide it, because the observed
+        drop is too close to `max_drop`.
     """
 
     def decided(total: int) -> bool:
@@ -46,7 +46,7 @@ def samples_needed(lost: int, gained: int, n: int, max_drop: float) -> int | Non
     upper = n
     while not decided(upper):
         upper *= 2
-        if upper > MOST_SAMPLES:
+        if upper > MAX_SAMPLES:
             return None
     lower = upper // 2 if upper > n else n
     while lower < upper:

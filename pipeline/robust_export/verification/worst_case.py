@@ -1,16 +1,16 @@
-"""Worst-case parity: where in the ball source and artifact differ most, and where they decide differently.
+"""Worst-case search: large logit differences and different predictions within eps of an image.
 
-Random inputs, which exporters are compared on, lie far from any decision boundary: a difference that they
-show turns no decision, and one that they do not show may. So the search goes where decisions turn:
+Random inputs lie far from any decision boundary: a difference that they show flips no prediction, and one
+that they do not show may. So the search visits inputs near decision boundaries:
 
 1. the image, its adversarial examples, and a corner of its ball;
-2. the source's boundary, and the artifact's, between an image and its adversarial example: bisection down to
-   the last float32 steps. Whatever lies between the two boundaries is decided differently, and the artifact's
-   boundary is where the source is surest about it;
-3. a ladder of steps away from the boundary, on both sides;
-4. black-box ascent on the gap itself: random squares, as in the attack Square, kept where the gap grows.
+2. the decision boundaries of reference model and artifact between an image and its adversarial example, by
+   bisection down to adjacent float32 images. Predictions differ between the two boundaries, and the reference
+   model's margin is largest at the artifact's boundary;
+3. steps of growing size away from the boundary, on both sides;
+4. black-box ascent on the difference itself: random squares, as in the attack Square, kept where it grows.
 
-Every input on which both are asked is an evaluation, those of BPDA among them.
+Every input that both run on counts as an evaluation, also those of BPDA.
 """
 
 from __future__ import annotations
@@ -24,154 +24,176 @@ import numpy.typing as npt
 from robust_export.recipe.schema import Threat
 from robust_export.runtimes.classifier import Classifier, Logits, Pixels
 from robust_export.utils.work_items import Arrays
-from robust_export.verification.examples import Labels, distance, reach, right
-from robust_export.verification.parity import Bools, Floats, flipped, gaps, margins
-from robust_export.verification.results import Points, Searched, WorstCase
+from robust_export.verification.examples import (
+    Labels,
+    Rows,
+    correctly_classified,
+    distance,
+    with_rounding,
+)
+from robust_export.verification.parity import flipped, margins, max_abs_differences
+from robust_export.verification.results import (
+    Bools,
+    Floats,
+    InputDifferences,
+    LogitDifferences,
+    WorstCase,
+)
 
-HALVINGS = 60  # more than a float32 in [0, 1] can be halved; bisection ends by itself before
-LADDER = range(3, 17)  # steps of 2^-k of the way from the image to its adversarial example
+MAX_HALVINGS = 60  # bisection in float32 ends earlier
+STEPS = range(3, 17)  # exponents k of the steps 2^-k of the way from the image to its adversarial example
 LARGEST_SQUARE = 0.5  # of the image's side, at the start of the ascent
 
 
-class Watch:
-    """Keeps gap, margin and agreement of every input on which source and artifact are asked."""
+class DifferenceRecorder:
+    """Records margin, difference and flip of every input that reference model and artifact run on."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Floats, Floats, Bools]] = []
 
-    def observe(self, pixels: Pixels, ours: Logits, theirs: Logits) -> None:  # noqa: ARG002
-        """Note what the source (`ours` [N, K]) and the artifact (`theirs`) say to `pixels`."""
-        self._parts.append((margins(ours), gaps(ours, theirs), flipped(ours, theirs)))
+    def observe(self, pixels: Pixels, reference: Logits, artifact: Logits) -> None:  # noqa: ARG002
+        """Record the logits [N, K] of the reference model and of the artifact on `pixels`."""
+        self._parts.append(
+            (margins(reference), max_abs_differences(reference, artifact), flipped(reference, artifact))
+        )
 
     def arrays(self) -> Arrays:
-        """Return margin, gap and flipped, [M] each, for a unit's result."""
-        margin, gap, flip = (
-            (np.concatenate(column) for column in zip(*self._parts, strict=True))
-            if self._parts
-            else (np.zeros(0), np.zeros(0), np.zeros(0, bool))
-        )
-        return {"margin": margin, "gap": gap, "flipped": flip}
+        """Return margin, max_abs and flipped, [M] each, as the result of a work item."""
+        if not self._parts:
+            return {"margin": np.zeros(0), "max_abs": np.zeros(0), "flipped": np.zeros(0, bool)}
+        margin, max_abs, flips = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+        return {"margin": margin, "max_abs": max_abs, "flipped": flips}
 
 
-def points(parts: Sequence[Arrays]) -> Points:
-    """Return what several units saw, as one."""
-    margin, gap, flip = (
-        np.concatenate([part[name] for part in parts]) for name in ("margin", "gap", "flipped")
+def join(parts: Sequence[Arrays]) -> InputDifferences:
+    """Concatenate the recordings of several work items."""
+    margin, max_abs, flips = (
+        np.concatenate([part[name] for part in parts]) for name in ("margin", "max_abs", "flipped")
     )
-    return Points(margin, gap, flip.astype(bool))
+    return InputDifferences(margin, max_abs, flips.astype(bool))
 
 
-def summary(seen: Points) -> Searched:
-    flips = seen.margin[seen.flipped]
-    return Searched(
-        float(seen.gap.max(initial=0)), int(seen.flipped.sum()), float(flips.max(initial=0)), len(seen.gap)
-    )
+def summarize(inputs: InputDifferences) -> LogitDifferences:
+    flip_margins = inputs.margin[inputs.flipped]
+    return LogitDifferences(
+        max_abs=float(inputs.max_abs.max(initial=0)), flips=int(inputs.flipped.sum()),
+        flip_margin=float(flip_margins.max(initial=0)), evaluations=len(inputs.max_abs),
+    )  # fmt: skip
 
 
-def worst_case(seen: Points, random: Points, clean: Logits) -> WorstCase:
-    """Return the result of a search beside that of random inputs.
+def worst_case(searched: InputDifferences, random: InputDifferences, clean: Logits) -> WorstCase:
+    """Summarize the inputs of the search and as many random ones.
 
     Args:
-        clean: the source's logits on the images themselves.
+        clean: logits of the reference model on the images.
     """
-    found, chance = summary(seen), summary(random)
-    at_risk = float((margins(clean) < 2 * found.max_abs).mean())
-    return WorstCase(found.max_abs, found.flips, found.flip_margin, found.evaluations, chance, at_risk)
+    worst = summarize(searched)
+    at_risk = float((margins(clean) < 2 * worst.max_abs).mean())
+    return WorstCase(
+        worst.max_abs, worst.flips, worst.flip_margin, worst.evaluations, summarize(random), at_risk
+    )
 
 
-class Search:
-    """Searches the balls around some images for the worst that the artifact does.
+class WorstCaseSearch:
+    """Searches the balls around some images.
 
     Args:
-        clean: [N, C, H, W], the images; labels: [N], theirs.
-        starts: [N, C, H, W] each, adversarial examples of the source; the first kind is where the source
-            errs, if it does anywhere.
+        clean: [N, C, H, W], the images; labels: [N].
+        starts: [N, C, H, W] each, adversarial examples; in the first, images that AutoAttack broke are
+            replaced by its examples.
         ascent: steps of the black-box ascent.
     """
 
     def __init__(
-        self, source: Classifier, artifact: Classifier, clean: Pixels, labels: Labels,
+        self, reference: Classifier, artifact: Classifier, clean: Pixels, labels: Labels,
         starts: Sequence[Pixels], threat: Threat, *, ascent: int, seed: int,
     ) -> None:  # fmt: skip
-        self.source, self.artifact = source, artifact
+        self.reference, self.artifact = reference, artifact
         self.clean, self.labels, self.starts, self.threat = clean, labels, starts, threat
         self.ascent = ascent
-        self.watch = Watch()
-        self.examples = clean.copy()  # what the artifact misreads, where anything was met
-        self.misread = np.zeros(len(clean), bool)
+        self.recorder = DifferenceRecorder()
+        self.examples = clean.copy()  # the first misclassified input met for an image, where `misclassified`
+        self.misclassified = np.zeros(len(clean), bool)
         self._random = np.random.default_rng(seed)
 
     def run(self) -> Arrays:
-        """Search; return margin, gap and flipped [M], and the examples met: rows [E], pixels [E, C, H, W]."""
-        everything = np.arange(len(self.clean))
-        best, gap = self.clean.copy(), np.full(len(self.clean), -1.0)
+        """Search. Return margin, max_abs and flipped [M], and examples of the artifact: rows [E], pixels."""
+        rows = np.arange(len(self.clean))
+        best, largest = self.clean.copy(), np.full(len(self.clean), -1.0)
         for start in (self.clean, *self.starts, self._corner()):
-            seen = gaps(*self._ask(everything, start))
-            better = seen > gap
-            best[better], gap[better] = start[better], seen[better]
-        self._boundaries()
-        self._ascend(best, gap)
-        rows = np.flatnonzero(self.misread)
-        return {**self.watch.arrays(), "rows": rows, "pixels": self.examples[rows]}
+            difference = max_abs_differences(*self._run_both(rows, start))
+            better = difference > largest
+            best[better], largest[better] = start[better], difference[better]
+        self._search_boundaries()
+        self._ascend(best, largest)
+        broken = np.flatnonzero(self.misclassified)
+        return {**self.recorder.arrays(), "rows": broken, "pixels": self.examples[broken]}
 
-    def _ask(self, rows: npt.NDArray[np.int64], pixels: Pixels) -> tuple[Logits, Logits]:
-        """Ask both about examples of the images `rows`; note everything."""
-        ours, theirs = self.source(pixels), self.artifact(pixels)
-        self.watch.observe(pixels, ours, theirs)
-        inside = distance(pixels, self.clean[rows], self.threat) <= reach(self.threat.eps)
-        new = ~right(theirs, self.labels[rows]) & inside & ~self.misread[rows]
+    def _run_both(self, rows: Rows, pixels: Pixels) -> tuple[Logits, Logits]:
+        """Return the logits of both on examples of the images `rows`; record differences and new examples."""
+        reference, artifact = self.reference(pixels), self.artifact(pixels)
+        self.recorder.observe(pixels, reference, artifact)
+        inside = distance(pixels, self.clean[rows], self.threat) <= with_rounding(self.threat.eps)
+        wrong = ~correctly_classified(artifact, self.labels[rows])
+        new = wrong & inside & ~self.misclassified[rows]
         self.examples[rows[new]] = pixels[new]
-        self.misread[rows[new]] = True
-        return ours, theirs
+        self.misclassified[rows[new]] = True
+        return reference, artifact
 
     def _corner(self) -> Pixels:
-        """Return a random corner of each image's ball: vertical stripes, where Square starts too."""
+        """Return a random corner of each image's ball: vertical stripes, as Square starts."""
         n, channels, _, width = self.clean.shape
         stripes = self._random.choice([-1, 1], (n, channels, 1, width))
-        return self._into_ball(self.clean + self.threat.eps * stripes, np.arange(n))
+        return self._project(self.clean + self.threat.eps * stripes, np.arange(n))
 
-    def _boundaries(self) -> None:
+    def _search_boundaries(self) -> None:
+        """Bisect to the reference model's boundary, step away from it, and bisect to the artifact's."""
         adversarial = self.starts[0]
-        turns = self.source(self.clean).argmax(1) != self.source(adversarial).argmax(1)
-        rows = np.flatnonzero(turns)
+        differs = self.reference(self.clean).argmax(1) != self.reference(adversarial).argmax(1)
+        rows = np.flatnonzero(differs)
         if len(rows) == 0:
             return
         inside, outside = self.clean[rows], adversarial[rows]
         nearest = self._bisect(rows, inside, outside, leader=0)
-        for step in LADDER:
+        for exponent in STEPS:
             for sign in (-1, 1):
-                moved = nearest + np.float32(sign * 2.0**-step) * (outside - inside)
-                self._ask(rows, self._into_ball(moved, rows))
-        turns = self.artifact(inside).argmax(1) != self.artifact(outside).argmax(1)
-        if turns.any():
-            self._bisect(rows[turns], inside[turns], outside[turns], leader=1)
+                moved = nearest + np.float32(sign * 2.0**-exponent) * (outside - inside)
+                self._run_both(rows, self._project(moved, rows))
+        differs = self.artifact(inside).argmax(1) != self.artifact(outside).argmax(1)
+        if differs.any():
+            self._bisect(rows[differs], inside[differs], outside[differs], leader=1)
 
-    def _bisect(self, rows: npt.NDArray[np.int64], low: Pixels, high: Pixels, leader: int) -> Pixels:
-        """Close in on where the leader (0 the source, 1 the artifact) turns; return the last point before."""
-        before = (self.source, self.artifact)[leader](low).argmax(1)
+    def _bisect(self, rows: Rows, low: Pixels, high: Pixels, leader: int) -> Pixels:
+        """Bisect to the decision boundary between `low` and `high`; return the last images before it.
+
+        Args:
+            leader: whose boundary, 0 for the reference model's and 1 for the artifact's.
+        """
+        before = (self.reference, self.artifact)[leader](low).argmax(1)
         low, high = low.copy(), high.copy()
-        for _ in range(HALVINGS):
+        for _ in range(MAX_HALVINGS):
             middle: Pixels = low + (high - low) * np.float32(0.5)
             between = [(middle != end).any(axis=(1, 2, 3)) for end in (low, high)]
             moving = np.flatnonzero(between[0] & between[1])
             if len(moving) == 0:
                 break
-            answers = self._ask(rows[moving], middle[moving])
-            same = answers[leader].argmax(1) == before[moving]
+            logits = self._run_both(rows[moving], middle[moving])
+            same = logits[leader].argmax(1) == before[moving]
             low[moving[same]] = middle[moving[same]]
             high[moving[~same]] = middle[moving[~same]]
         return low
 
-    def _ascend(self, best: Pixels, gap: Floats) -> None:
-        everything = np.arange(len(best))
+    def _ascend(self, best: Pixels, largest: Floats) -> None:
+        """Raise the difference from `best` on by random squares."""
+        rows = np.arange(len(best))
         for step in range(self.ascent):
-            proposal = self._into_ball(self._squares(best, step), everything)
-            seen = gaps(*self._ask(everything, proposal))
-            better = seen > gap
-            best[better], gap[better] = proposal[better], seen[better]
+            proposal = self._project(self._add_squares(best, step), rows)
+            difference = max_abs_differences(*self._run_both(rows, proposal))
+            better = difference > largest
+            best[better], largest[better] = proposal[better], difference[better]
 
-    def _squares(self, images: Pixels, step: int) -> Pixels:
-        """Change a random square of every image by up to twice eps, smaller squares as the steps go on."""
+    def _add_squares(self, images: Pixels, step: int) -> Pixels:
+        """Change a random square of every image by 2 eps up or down; squares shrink from step to step."""
         n, channels, height, width = images.shape
         side = max(1, round(min(height, width) * LARGEST_SQUARE * (1 - step / max(self.ascent, 1))))
         top = self._random.integers(0, height - side + 1, (n, 1, 1, 1))
@@ -181,7 +203,8 @@ class Search:
         change = self._random.choice([-1, 1], (n, channels, 1, 1)) * 2 * self.threat.eps
         return np.asarray(images + square * change, np.float32)
 
-    def _into_ball(self, pixels: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> Pixels:
+    def _project(self, pixels: npt.NDArray[Any], rows: Rows) -> Pixels:
+        """Project onto the balls around the images `rows`, and onto [0, 1]."""
         center, eps = self.clean[rows], np.float32(self.threat.eps)
         delta = pixels.astype(np.float32) - center
         if self.threat.norm == "Linf":

@@ -1,4 +1,4 @@
-"""Pages of every kind of report there can be, and a parser that takes them apart."""
+"""Pages of many kinds of report, and a parser that checks their HTML."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 from robust_export.recipe.schema import Threat
 from robust_export.verification.report.html import render
 from robust_export.verification.results import (
-    Pictures,
-    Points,
+    InputDifferences,
+    LogitDifferences,
+    PlotData,
     Report,
     SanityCheck,
-    Searched,
     WorstCase,
-    title,
 )
 from tests.verification import reports
 
@@ -28,7 +27,7 @@ HOSTILE = "</style><script>alert(1)</script> \"'&{{ 7 * 7 }}"
 
 @dataclass
 class Page(HTMLParser):
-    """A page taken apart; feeding it checks that every tag is closed where it should be."""
+    """Tags and text of a page. Raises AssertionError if a tag is not closed where it should be."""
 
     html: str
     tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
@@ -61,62 +60,64 @@ class Page(HTMLParser):
 
 
 def twelve() -> Report:
-    """Return a report of many artifacts with long paths, 1,000 classes, and things that did not run."""
+    """Return a report of 12 artifacts with long paths, 1,000 classes, and an artifact that was not run."""
     paths = [f"/home/somebody/exported/a_rather_long_folder_name/r18_{i:02d}.onnx" for i in range(12)]
-    artifacts = [reports.artifact(file=path, fused=i, gap=1e-6 * 2**i) for i, path in enumerate(paths)]
+    artifacts = [reports.artifact(file=path, fused=i, max_abs=1e-6 * 2**i) for i, path in enumerate(paths)]
     labels = [f"n{i:08d}, some kind of thing that has a long name" for i in range(1000)]
     return reports.report(artifacts, labels=labels, not_run={"model.engine": "TensorRT is not installed"})
 
 
 def bare() -> Report:
-    """Return a report of which everything is absent that can be."""
-    random = Searched(0.0, 0, 0.0, 0)
+    """Return a report without any optional content."""
+    random = LogitDifferences(0.0, 0, 0.0, 0)
     item = reports.artifact(
-        drift=[], latency={}, curve=[], guards=[], attacks={}, budgets={}, parity={}, sha256=None, bytes=None,
+        layer_errors=[], latency={}, curve=[], attacks={}, budgets={}, parity={}, sha256=None, bytes=None,
         worst_case=WorstCase(0.0, 0, 0.0, 0, random, 0.0), precision="unknown", file="http://host/v2/models/m",
     )  # fmt: skip
-    source = reports.source(curve=[], guards=[], attacks={}, budgets={})
+    reference = reports.reference(curve=[], checks=[], attacks={}, budgets={})
     return reports.report(
-        [replace(item, guards=[])], source=source, pictures=Pictures(), provenance={}, seconds={}, command="",
-        labels=[],
+        [replace(item, checks=[])], reference=reference, plot_data=PlotData(), provenance={}, seconds={},
+        command="", labels=[],
     )  # fmt: skip
 
 
 def infinite() -> Report:
-    """Return a report of an artifact whose logits are not finite."""
+    """Return a report of an artifact with non-finite logits."""
     huge = float(np.finfo(np.float64).max)
     item = reports.artifact()
     bad = replace(item.parity["clean"], max_abs=huge, mean_abs=huge, cosine=-1.0, non_finite=3)
     worst = replace(item.worst_case, max_abs=huge, flips=1)
     item = replace(item, parity={"clean": bad}, worst_case=worst, verdict="fail", reasons=["not finite"])
-    some = np.array([0.0, 1e-320, 1e-6, huge, np.inf])
-    points = Points(some[::-1].copy(), some, np.array([False, True, False, True, False]))
-    kinds = {"clean": some, "noise": np.zeros(4), "adversarial": np.full(3, huge)}
-    return reports.report([item], pictures=Pictures(points={title(item): points}, gaps={title(item): kinds}))
+    values = np.array([0.0, 1e-320, 1e-6, huge, np.inf])
+    search = InputDifferences(values[::-1].copy(), values, np.array([False, True, False, True, False]))
+    kinds = {"clean": values, "noise": np.zeros(4), "adversarial": np.full(3, huge)}
+    data = PlotData(search={item.title: search}, max_abs={item.title: kinds})
+    return reports.report([item], plot_data=data)
 
 
 def undecided() -> Report:
     return reports.report([reports.artifact(), reports.artifact(fused=17, lost=0, verdict="undecided")])
 
 
-CASES: dict[str, Callable[[], Report]] = {
-    "fail": reports.report, "twelve": twelve, "bare": bare, "infinite": infinite, "undecided": undecided,
-    "pass": lambda: reports.report(reports.three()[:2]), "none": lambda: reports.report([]),
-    "hostile": lambda: hostile(), "eps 0": lambda: reports.report(threat=Threat("L2", 0.0)),
-}  # fmt: skip
-
-
 def hostile() -> Report:
+    """Return a report whose texts are HTML, script and template syntax."""
     item = reports.artifact(file=HOSTILE, reasons=[HOSTILE], notes=[HOSTILE], verdict="fail")
-    item = replace(item, guards=[SanityCheck(HOSTILE, "warn", HOSTILE)], latency={HOSTILE: 1.0})
-    item = replace(item, drift=[replace(item.drift[1], site=HOSTILE)])
+    item = replace(item, checks=[SanityCheck(HOSTILE, "warn", HOSTILE)], latency={HOSTILE: 1.0})
+    item = replace(item, layer_errors=[replace(item.layer_errors[1], site=HOSTILE)])
     return reports.report(
         [item], model=HOSTILE, labels=[HOSTILE] * 10, command=HOSTILE, provenance={HOSTILE: {"a": HOSTILE}},
-        not_run={HOSTILE: HOSTILE}, source=reports.source(flags=[HOSTILE], attacks={HOSTILE: 0.5}),
+        not_run={HOSTILE: HOSTILE}, reference=reports.reference(flags=[HOSTILE], attacks={HOSTILE: 0.5}),
     )  # fmt: skip
 
 
+CASES: dict[str, Callable[[], Report]] = {
+    "fail": reports.report, "twelve": twelve, "bare": bare, "infinite": infinite, "undecided": undecided,
+    "pass": lambda: reports.report(reports.three_artifacts()[:2]), "none": lambda: reports.report([]),
+    "hostile": hostile, "eps 0": lambda: reports.report(threat=Threat("L2", 0.0)),
+}  # fmt: skip
+
+
 @cache
-def of(case: str) -> Page:
+def page_of(case: str) -> Page:
     """Return the page of a case."""
     return Page(render(CASES[case]()))

@@ -1,4 +1,4 @@
-"""Curves: robust accuracy by radius, and drift by depth. The legend, and what is what, is the page's."""
+"""Line charts: robust accuracy by radius, and per-layer error by depth. The page has the legend."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from markupsafe import Markup
 
 from robust_export.recipe.schema import Threat
 from robust_export.verification.report.entries import Entry
+from robust_export.verification.report.formats import numerator_of_255
 from robust_export.verification.report.scale import LogScale
 from robust_export.verification.report.svg import COLOUR, draw
-from robust_export.verification.report.wording import of_255
 from robust_export.verification.results import CurvePoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKERS = "os^DvP"  # with six colours: 36 artifacts that are told apart
-DASH = 3.0  # line widths
-ALIKE = 0.01  # curves nowhere further apart than this are drawn in turns
+MARKERS = "os^DvP"  # 36 combinations with six colours
+DASH = 3.0  # length, in line widths
+TOLERANCE = 0.01  # curves nowhere further apart are drawn as alternating dashes
 HEIGHT = 250  # in CSS pixels
 
 
-def accuracy(source: Sequence[CurvePoint], entries: Sequence[Entry], threat: Threat) -> Markup:
-    """Draw robust accuracy against eps: the source as a band, every artifact as a line on it."""
+def accuracy(reference: Sequence[CurvePoint], entries: Sequence[Entry], threat: Threat) -> Markup:
+    """Draw robust accuracy against eps: the reference model as a wide band, each artifact as a line."""
     unit, name = _unit(threat)
 
     def plot(figure: Figure) -> None:
         ax = figure.subplots()
         ax.plot(
-            [p.eps * unit for p in source], [p.accuracy for p in source], color=COLOUR["band"], lw=8,
+            [p.eps * unit for p in reference], [p.accuracy for p in reference], color=COLOUR["band"], lw=8,
             solid_capstyle="round", solid_joinstyle="round",
         )  # fmt: skip
         curves = [({p.eps * unit: p.accuracy for p in e.item.curve}, e) for e in entries]
@@ -43,16 +43,18 @@ def accuracy(source: Sequence[CurvePoint], entries: Sequence[Entry], threat: Thr
     return draw("accuracy", "Robust accuracy against the radius of the attack", HEIGHT, plot)
 
 
-def loss(source: Sequence[CurvePoint], entries: Sequence[Entry], threat: Threat, max_drop: float) -> Markup:
-    """Draw what every artifact lost against the source, in points of accuracy, at each eps."""
+def drop(
+    reference: Sequence[CurvePoint], entries: Sequence[Entry], threat: Threat, max_drop: float
+) -> Markup:
+    """Draw the drop of accuracy from the reference model to each artifact, in percentage points."""
     unit, name = _unit(threat)
-    ours = {p.eps: p.accuracy for p in source}
+    expected = {p.eps: p.accuracy for p in reference}
 
     def plot(figure: Figure) -> None:
         ax = figure.subplots()
         ax.axhline(0, color=COLOUR["band"], lw=8)
         curves = [
-            ({p.eps * unit: 100 * (ours[p.eps] - p.accuracy) for p in e.item.curve if p.eps in ours}, e)
+            ({eps * unit: 100 * drop for eps, drop in _drops(expected, e.item.curve).items()}, e)
             for e in entries
         ]
         _lines(ax, curves, 0.1)
@@ -60,38 +62,44 @@ def loss(source: Sequence[CurvePoint], entries: Sequence[Entry], threat: Threat,
         ax.plot(
             [threat.eps * unit], [100 * max_drop], marker="_", ms=16, mew=2, color=COLOUR["fail"], ls="none"
         )
-        ax.set(xlabel=name, ylabel="lost, in points of accuracy", xlim=(0, None))
+        ax.set(xlabel=name, ylabel="drop, in percentage points", xlim=(0, None))
         most = max([abs(y) for curve, _ in curves for y in curve.values()] + [100 * max_drop])
         least = min([y for curve, _ in curves for y in curve.values()] + [0.0])
         ax.set_ylim(min(1.3 * least, -0.3 * most), 1.3 * most)
 
-    return draw("loss", "Accuracy lost against the source, by the radius of the attack", HEIGHT, plot)
+    label = "Drop of accuracy from the reference model, by the radius of the attack"
+    return draw("drop", label, HEIGHT, plot)
 
 
-def drift(entries: Sequence[Entry], sites: Sequence[str]) -> Markup:
-    """Draw every artifact's drift along the network's activations, `sites` in order."""
-    place = {site: float(i + 1) for i, site in enumerate(sites)}
-    scale = LogScale(*([d.drift for d in e.item.drift] for e in entries))
+def _drops(expected: Mapping[float, float], curve: Sequence[CurvePoint]) -> dict[float, float]:
+    """Return the drop of accuracy by eps, at the radii that `expected` has."""
+    return {p.eps: expected[p.eps] - p.accuracy for p in curve if p.eps in expected}
+
+
+def layer_errors(entries: Sequence[Entry], sites: Sequence[str]) -> Markup:
+    """Draw each artifact's per-layer error against the number of the activation in `sites`."""
+    numbers = {site: float(i + 1) for i, site in enumerate(sites)}
+    scale = LogScale(*([layer.error for layer in e.item.layer_errors] for e in entries))
 
     def plot(figure: Figure) -> None:
         ax = figure.subplots()
         curves = []
         for entry in entries:
-            heights = scale.place([d.drift for d in entry.item.drift]).tolist()
-            places = [place[d.site] for d in entry.item.drift]
-            curves.append((dict(zip(places, heights, strict=True)), entry))
+            heights = scale.positions([layer.error for layer in entry.item.layer_errors]).tolist()
+            columns = [numbers[layer.site] for layer in entry.item.layer_errors]
+            curves.append((dict(zip(columns, heights, strict=True)), entry))
         _lines(ax, curves, 0.02)
         scale.apply(ax, horizontal=False)
-        ax.set(xlabel="activation, first to last", ylabel="relative drift", xlim=(0.5, len(sites) + 0.5))
+        ax.set(xlabel="activation, first to last", ylabel="relative error", xlim=(0.5, len(sites) + 0.5))
         step = max(1, -(-len(sites) // 12))
         ax.set_xticks(range(1, len(sites) + 1, step))
 
-    return draw("drift", "Drift of every activation's plane, by depth", HEIGHT, plot)
+    return draw("layers", "Per-layer error, by depth", HEIGHT, plot)
 
 
 def _unit(threat: Threat) -> tuple[float, str]:
-    """Return the unit of the axis of eps: grey levels where the threat is stated in them."""
-    if threat.norm == "Linf" and of_255(threat.eps):
+    """Return factor and label of the eps axis: in 255ths if the threat's eps is a multiple of 1/255."""
+    if threat.norm == "Linf" and numerator_of_255(threat.eps):
         return 255, "eps, in 255ths (Linf)"
     return 1, f"eps ({threat.norm})"
 
@@ -104,10 +112,12 @@ def _threat(ax: Axes, eps: float) -> None:
     )  # fmt: skip
 
 
-def _lines(ax: Axes, curves: Sequence[tuple[dict[float, float], Entry]], alike: float = ALIKE) -> None:
-    """Draw curves; those that coincide take turns in dashes, so that each stays visible."""
+def _lines(
+    ax: Axes, curves: Sequence[tuple[dict[float, float], Entry]], tolerance: float = TOLERANCE
+) -> None:
+    """Draw curves; curves that coincide become alternating dashes, so that each stays visible."""
     for at, (curve, entry) in enumerate(curves):
-        same = [i for i, (other, _) in enumerate(curves) if _coincide(curve, other, alike)]
+        same = [i for i, (other, _) in enumerate(curves) if _coincide(curve, other, tolerance)]
         turn, turns = same.index(at), len(same)
         style: Any = "-" if turns == 1 else ((turns - turn) * DASH, (DASH, DASH * (turns - 1)))
         ax.plot(
@@ -117,5 +127,5 @@ def _lines(ax: Axes, curves: Sequence[tuple[dict[float, float], Entry]], alike: 
         )  # fmt: skip
 
 
-def _coincide(one: Mapping[float, float], other: Mapping[float, float], alike: float) -> bool:
-    return one.keys() == other.keys() and all(abs(one[x] - other[x]) <= alike for x in one)
+def _coincide(one: Mapping[float, float], other: Mapping[float, float], tolerance: float) -> bool:
+    return one.keys() == other.keys() and all(abs(one[x] - other[x]) <= tolerance for x in one)

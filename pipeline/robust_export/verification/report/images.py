@@ -1,4 +1,4 @@
-"""Images in the page: PNG inside the address, so that the page needs no other file."""
+"""Example images of report.html as PNG data URIs, with the predictions of all classifiers."""
 
 from __future__ import annotations
 
@@ -14,47 +14,52 @@ from robust_export.runtimes.classifier import Pixels
 from robust_export.verification.report.entries import Entry
 from robust_export.verification.results import Example
 
-MOST = 12  # examples that are shown
-EXACT = 64  # an image of at most this side is shown pixel by pixel; a larger one is reduced to it
-FACTORS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))  # of amplification
+MAX_EXAMPLES = 12
+MAX_SIDE = 64  # pixels; larger images are reduced to it
+AMPLIFICATIONS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What some classifiers, who all decide alike, make of an example."""
+class Prediction:
+    """The classes that several classifiers with equal predictions give to an example."""
 
-    who: list[str]  # "source", or letters
+    classifiers: list[str]  # "reference", or letters of artifacts
     clean: str
-    clean_right: bool
+    clean_correct: bool
     adversarial: str
-    adversarial_right: bool
+    adversarial_correct: bool
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An example as the page shows it; the images are data URIs."""
+class ShownExample:
+    """An example as the page shows it.
+
+    Attributes:
+        clean, adversarial, difference: data URIs.
+        largest: largest change of a pixel, in [0, 1].
+    """
 
     label: str
     attack: str
     clean: str
     adversarial: str
     difference: str
-    largest: float  # change of a pixel, in [0, 1]
-    decisions: list[Decision]
+    largest: float
+    predictions: list[Prediction]
 
 
-def shown(
+def prepare(
     examples: Sequence[Example], labels: Sequence[str], entries: Sequence[Entry]
-) -> tuple[list[Shown], int]:
-    """Return the examples, at most MOST of them, and the factor by which all differences are amplified."""
-    chosen = examples[:MOST]
+) -> tuple[list[ShownExample], int]:
+    """Return up to MAX_EXAMPLES examples, and the factor by which all differences are amplified."""
+    chosen = examples[:MAX_EXAMPLES]
     changes = [float(np.abs(e.adversarial - e.clean).max(initial=0)) for e in chosen]
     factor = amplification(max(changes, default=0))
     letters = {entry.title: entry.letter for entry in entries}
     rows = [
-        Shown(
-            name(labels, e.label), e.attack, data_uri(e.clean), data_uri(e.adversarial),
-            data_uri(0.5 + factor * (e.adversarial - e.clean)), change, _decisions(e, labels, letters),
+        ShownExample(
+            class_name(labels, e.label), e.attack, data_uri(e.clean), data_uri(e.adversarial),
+            data_uri(0.5 + factor * (e.adversarial - e.clean)), change, _predictions(e, labels, letters),
         )
         for e, change in zip(chosen, changes, strict=True)
     ]  # fmt: skip
@@ -63,36 +68,36 @@ def shown(
 
 def amplification(largest: float) -> int:
     """Return the largest round factor at which no difference leaves [-0.5, 0.5]."""
-    return max((f for f in FACTORS if f * largest <= 0.5), default=1) if largest > 0 else 1
+    return max((f for f in AMPLIFICATIONS if f * largest <= 0.5), default=1) if largest > 0 else 1
 
 
-def name(labels: Sequence[str], index: int) -> str:
-    """Return the name of a class, or its number where it has none."""
+def class_name(labels: Sequence[str], index: int) -> str:
+    """Return the name of a class, or "class N" if it has none."""
     return labels[index] if 0 <= index < len(labels) and labels[index] else f"class {index}"
 
 
 def data_uri(pixels: Pixels) -> str:
-    """Return an image [C, H, W] of [0, 1] as a PNG: in colour if it has 3 channels, else their mean."""
-    planes = pixels if len(pixels) == 3 else pixels.mean(axis=0, keepdims=True)
-    levels = np.clip(np.round(np.nan_to_num(planes) * 255), 0, 255).astype(np.uint8)
+    """Return an image [C, H, W] in [0, 1] as a PNG: in colour if C is 3, else the mean of the channels."""
+    channels = pixels if len(pixels) == 3 else pixels.mean(axis=0, keepdims=True)
+    levels = np.clip(np.round(np.nan_to_num(channels) * 255), 0, 255).astype(np.uint8)
     image = Image.fromarray(levels.transpose(1, 2, 0) if len(levels) == 3 else levels[0])
-    if max(image.size) > EXACT:
-        scale = EXACT / max(image.size)
+    if max(image.size) > MAX_SIDE:
+        scale = MAX_SIDE / max(image.size)
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
     file = BytesIO()
     image.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
 
 
-def _decisions(example: Example, labels: Sequence[str], letters: dict[str, str]) -> list[Decision]:
-    """Return the decisions, those who decide alike together, in the order in which they come."""
+def _predictions(example: Example, labels: Sequence[str], letters: dict[str, str]) -> list[Prediction]:
+    """Return the predictions, with equal ones joined, in the order of their first classifier."""
     groups: dict[tuple[int, int], list[str]] = {}
-    for who, decided in example.decisions.items():
-        groups.setdefault(decided, []).append(letters.get(who, who))
+    for title, predicted in example.predictions.items():
+        groups.setdefault(predicted, []).append(letters.get(title, title))
     return [
-        Decision(
-            who, name(labels, clean), clean == example.label,
-            name(labels, adversarial), adversarial == example.label,
+        Prediction(
+            classifiers, class_name(labels, clean), clean == example.label,
+            class_name(labels, adversarial), adversarial == example.label,
         )
-        for (clean, adversarial), who in groups.items()
+        for (clean, adversarial), classifiers in groups.items()
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Charts as SVG inside the page: text stays text, colours are the page's, no two charts share an id."""
+"""SVG charts inside the page: text stays text, colours are CSS variables, ids are unique in the page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from markupsafe import Markup, escape
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 360  # of a chart in CSS pixels, so that it fits a telephone and its text keeps its size there
+WIDTH = 360  # of a chart in CSS pixels; fits a phone without scaling the text
 FONT = 11
 
-# What is drawn in one of these is shown in a variable of style.css, which differs in light and dark.
+# Placeholder colours: `_tag` replaces each by the CSS variable of that name, which differs in light and dark.
 NAMES = ("ink", "muted", "line", "band", "bar", "fail", "pass", "c0", "c1", "c2", "c3", "c4", "c5")
 COLOUR = {name: f"#0000{i + 1:02x}" for i, name in enumerate(NAMES)}
 
@@ -33,29 +33,29 @@ STYLE = {
 
 
 def draw(name: str, label: str, height: int, plot: Callable[[Figure], None]) -> Markup:
-    """Return the chart that `plot` draws, as one <svg> for the page.
+    """Return the chart that `plot` draws as an <svg> element.
 
     Args:
-        name: unique in the page; its ids start with it.
-        label: what a screen reader says instead.
-        height: in CSS pixels, of a width of WIDTH.
+        name: unique in the page, the prefix of all ids.
+        label: text for screen readers.
+        height: in CSS pixels; the width is WIDTH.
     """
-    import matplotlib.style  # not pyplot, whose state is global
+    import matplotlib.style  # not pyplot, which has global state
     from matplotlib.figure import Figure
 
     picture = StringIO()
-    # after_reset, so that a matplotlibrc of the reader's machine changes nothing
+    # after_reset: independent of the machine's matplotlibrc
     with matplotlib.style.context({**STYLE, "svg.hashsalt": name}, after_reset=True):
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         plot(figure)
         figure.savefig(picture, format="svg", metadata={"Date": None})
-    body = _lean(picture.getvalue(), name)
+    body = _reduce(picture.getvalue(), name)
     start = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
     return Markup(start + body + "</svg>")  # noqa: S704 - all text in it is escaped, by matplotlib or above
 
 
-def _lean(svg: str, name: str) -> str:
-    """Return what is inside matplotlib's <svg>, without what a page does not need."""
+def _reduce(svg: str, name: str) -> str:
+    """Return the content of matplotlib's <svg> without metadata, unused ids and empty groups."""
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', body))
@@ -67,6 +67,7 @@ def _lean(svg: str, name: str) -> str:
 
 
 def _tag(tag: str, name: str, used: set[str]) -> str:
+    """Return a tag with prefixed ids, CSS variables for colours, and shorter numbers."""
     tag = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", tag)
     tag = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', tag).replace("url(#", f"url(#{name}-")
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)

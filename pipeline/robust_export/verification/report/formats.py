@@ -1,4 +1,4 @@
-"""Figures as a reader of the page wants them: few digits, a unit, and no false zero or hundred."""
+"""Number formats of report.html: few digits, a unit, and no value rounded to 0 % or 100 % that is neither."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from robust_export.verification.parity import HUGE
 
-NONE = "–"  # noqa: RUF001 - what is absent
-LISTED = 12  # items of a long list that are named
+NONE = "–"  # noqa: RUF001 - for a missing value
+MAX_LISTED = 12  # items of a list that are shown
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """Return a share of [0, 1] as "98.6%", in more digits where it would wrongly read 0 % or 100 %."""
-    while digits < 4 and round(share, digits + 2) in (0, 1) and share not in (0, 1):
+def percent(fraction: float, digits: int = 1) -> str:
+    """Return a fraction as "98.6%", with more digits where it would be rounded to 0 % or 100 %."""
+    while digits < 4 and round(fraction, digits + 2) in (0, 1) and fraction not in (0, 1):
         digits += 1
-    return f"{share:.{digits}%}"
+    return f"{fraction:.{digits}%}"
 
 
 def points(change: float, allowed: float = 0.0, toward: int = 0) -> str:
-    """Return a change of accuracy as "-0.3%", in as many digits as the allowed one is stated in.
+    """Return a change of accuracy as "-0.3%", with as many digits as `allowed` needs.
 
     Args:
         toward: 1 rounds up and -1 down, for the ends of an interval; 0 to the nearest.
@@ -41,7 +41,7 @@ def interval(ends: tuple[float, float]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a plain number as "0.0132", "2e-06", "12,345" or "infinite"."""
+    """Return a number as "0.0132", "2e-06", "12,345" or "infinite"."""
     if value is None:
         return NONE
     if math.isnan(value):
@@ -55,13 +55,13 @@ def number(value: float | None) -> str:
 
 
 def cosine(value: float) -> str:
-    """Return a cosine similarity, in as many digits as it takes to see what it lacks of 1."""
-    lack = 1 - value
-    return f"{value:.4f}" if lack >= 1e-4 else "1" if lack <= 0 else f"1 − {lack:.1g}"  # noqa: RUF001
+    """Return a cosine similarity, near 1 as "1 - 7e-12"."""
+    missing = 1 - value
+    return f"{value:.4f}" if missing >= 1e-4 else "1" if missing <= 0 else f"1 − {missing:.1g}"  # noqa: RUF001
 
 
 def size(count: int | None) -> str:
-    """Return bytes as "44.7 MB" (of 1,000,000)."""
+    """Return a number of bytes as "44.7 MB" (of 1,000,000)."""
     if count is None:
         return NONE
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -76,7 +76,7 @@ def latency(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a stage's time as "3 min 20 s"."""
+    """Return the time of a stage as "3 min 20 s"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -87,38 +87,38 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def of_255(eps: float) -> int | None:
-    """Return k where eps is k/255, else None."""
+def numerator_of_255(eps: float) -> int | None:
+    """Return k if eps is k/255, else None."""
     k = round(eps * 255)
     return k if 0 < k < 255 and abs(eps * 255 - k) < 1e-6 else None
 
 
 def radius(eps: float) -> str:
-    """Return a radius as "0.0314 (8/255)", or as "0.15" where it is no whole number of grey levels."""
-    k = of_255(eps)
+    """Return a radius as "0.0314 (8/255)", or as "0.15" if it is not a multiple of 1/255."""
+    k = numerator_of_255(eps)
     return f"{eps:.3g} ({k}/255)" if k else f"{eps:.3g}"
 
 
-def some(items: Iterable[Any], listed: int = LISTED) -> str:
-    """Return a list in words, cut where it is long."""
+def listing(items: Iterable[Any], listed: int = MAX_LISTED) -> str:
+    """Return items separated by commas; of a long list the first ones and how many follow."""
     texts = [str(item) for item in items]
     more = len(texts) - listed
     return ", ".join(texts[:listed]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def facts(table: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Return a table and the tables in it as rows of (name, value in words)."""
-    rows = []
+def rows(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return a nested table as rows of (name, formatted value)."""
+    result = []
     for key, value in table.items():
-        name = f"{above}{key}".replace("_", " ")
+        name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, Mapping):
-            rows += facts(value, f"{name}: ")
+            result += rows(value, f"{name}: ")
         else:
-            rows.append((name, _words(value)))
-    return rows
+            result.append((name, _format(value)))
+    return result
 
 
-def _words(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None or value in ("", [], ()):
         return NONE
     if isinstance(value, bool | np.bool_):
@@ -128,5 +128,5 @@ def _words(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return some(value)
+        return listing(value)
     return str(value)
