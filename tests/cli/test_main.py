@@ -10,16 +10,23 @@ import click
 import pytest
 
 from robust_export.bundle import Bundle
-from robust_export.cli import cli
+from robust_export.cli import cli, commands
+from robust_export.cli.main import COMMANDS
 from robust_export.utils.version import __version__
 from tests.cli.invoke import run
 
 DOCS = Path(__file__).parents[2] / "docs" / "commands.md"
 
 
-@pytest.mark.parametrize("name", cli.commands)
+def command_of(name: str) -> click.Command:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_command_and_options_are_documented(name: str) -> None:
-    command = cli.commands[name]
+    command = command_of(name)
     assert command.help
     docs = DOCS.read_text()
     assert f"## {name}\n" in docs
@@ -29,17 +36,22 @@ def test_command_and_options_are_documented(name: str) -> None:
             assert f"`{parameter.opts[0]}`" in docs, parameter.opts[0]
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_lists_the_options(name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0
-    for parameter in cli.commands[name].params:
+    for parameter in command_of(name).params:
         if isinstance(parameter, click.Option):
             assert parameter.opts[0] in result.stdout
 
 
 def test_summaries_in_help_are_complete() -> None:
     assert "..." not in run("--help").stdout.partition("Commands:")[2]
+
+
+def test_every_command_module_is_listed() -> None:
+    modules = {file.stem for file in Path(commands.__path__[0]).glob("[!_]*.py")}
+    assert modules == set(COMMANDS)
 
 
 def test_version() -> None:
@@ -96,11 +108,26 @@ def test_altered_bundle_is_refused(bundle: Bundle) -> None:
         assert "sparta.safetensors was altered" in result.stderr
 
 
+HELP = """
+import sys
+from click.testing import CliRunner
+from robust_export.cli import cli
+assert CliRunner().invoke(cli, ["--help"]).exit_code == 0
+print(*({"torch", "onnxruntime", "starlette", "onnx"} & sys.modules.keys()))
+"""
+
+
+def test_help_imports_no_large_package() -> None:
+    ran = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []
+
+
 WITHOUT_EXTRAS = """
 import sys
 sys.modules.update(torch=None, uvicorn=None)
 from click.testing import CliRunner
-from robust_export.cli import cli
+from robust_export.cli import cli, commands
+from robust_export.cli.main import COMMANDS
 for words in (["train"], ["serve", "--model", "x"]):
     result = CliRunner().invoke(cli, words)
     print(result.exit_code, result.stderr, end="")

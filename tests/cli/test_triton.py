@@ -120,7 +120,7 @@ def test_rtx_engine_is_refused(bundle: Bundle) -> None:
         pytest.skip("tensorrt_rtx is not installed")
     from robust_export.export.tensorrt.bundle_engines import export_engines
 
-    export_engines(bundle, flavor="rtx", plugin="none", capabilities=[(8, 9)])
+    export_engines(bundle, variant="rtx", plugin="none", capabilities=[(8, 9)])
     result = run(bundle)
     assert result.exit_code == 1
     assert "model.body.sm89.rtx.engine is an engine of TensorRT for RTX" in result.stderr

@@ -1,6 +1,6 @@
 """The command line: read options, call the library, print what it returns.
 
-`robust_export.cli.main` collects the commands of `robust_export.cli.commands`.
+`main` finds the commands in the modules of `commands`.
 """
 
 from robust_export.cli.main import cli

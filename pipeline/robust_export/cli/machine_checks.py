@@ -16,7 +16,7 @@ from typing import Literal
 
 from robust_export.errors import BuildError
 from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
-from robust_export.kernels.libraries import ort_library, trt_library, why_no_library, why_no_trt_library
+from robust_export.kernels.libraries import ort_library, trt_library, why_no_ort_library, why_no_trt_library
 from robust_export.kernels.toolchain import find_nvcc
 from robust_export.utils.extras import EXTRAS
 
@@ -91,7 +91,7 @@ def _kernels() -> Iterator[Check]:
     advice = "a C++ compiler (Debian: apt-get install g++), for the fused kernel"
     yield _optional("C++ compiler", compiler, "" if compiler else advice)
     library = ort_library()
-    yield _optional("fused kernel", library, "" if library else why_no_library())
+    yield _optional("fused kernel", library, "" if library else why_no_ort_library())
 
 
 def _tensorrt() -> Iterator[Check]:

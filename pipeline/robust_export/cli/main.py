@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
 
-from robust_export.cli.commands.bench import bench
-from robust_export.cli.commands.compare import compare
-from robust_export.cli.commands.demo import demo
-from robust_export.cli.commands.doctor import doctor
-from robust_export.cli.commands.models import models
-from robust_export.cli.commands.onnx import onnx
-from robust_export.cli.commands.page import page
-from robust_export.cli.commands.plugins import plugins
-from robust_export.cli.commands.serve import serve
-from robust_export.cli.commands.tensorrt import tensorrt
-from robust_export.cli.commands.train import train
-from robust_export.cli.commands.triton import triton
-from robust_export.cli.commands.verify import verify
 from robust_export.cli.process import CommandError
 from robust_export.errors import RobustExportError
 from robust_export.utils.extras import EXTRAS
 from robust_export.utils.version import __version__
 
+COMMANDS = (
+    "demo", "train", "compare", "onnx", "tensorrt", "verify", "bench", "serve", "triton", "page", "plugins",
+    "models", "doctor",
+)  # fmt: skip
+"""In the order of --help. Each is a function of this name in the module of this name in `cli.commands`."""
 
-class ErrorHandlingGroup(click.Group):
-    """Commands, in the order in which they were added; exceptions become messages and exit codes."""
+
+class CommandGroup(click.Group):
+    """Imports a command when it is used; turns the library's exceptions into messages and exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"robust_export.cli.commands.{cmd_name}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -52,7 +52,7 @@ def _missing_extra(error: ModuleNotFoundError, command: str) -> Exception:
     return error
 
 
-@click.group(cls=ErrorHandlingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="robust-export")
 def cli() -> None:
     """Train adversarially robust image classifiers, export them, and verify the exported files.
@@ -60,11 +60,3 @@ def cli() -> None:
     Exit codes: 0 success, 1 failure, 2 invalid options or values, 3 an artifact failed a verification
     criterion or there were too few images to decide.
     """
-
-
-COMMANDS: tuple[click.Command, ...] = (
-    demo, train, compare, onnx, tensorrt, verify, bench, serve, triton, page, plugins, models, doctor,
-)  # fmt: skip
-
-for command in COMMANDS:
-    cli.add_command(command)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     help="Compute capability of the GPU to build for, such as 8.9; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--flavor", type=click.Choice(["auto", "tensorrt", "rtx"]), default="auto", show_default=True,
+    "--flavor", "variant", type=click.Choice(["auto", "tensorrt", "rtx"]), default="auto", show_default=True,
     help="TensorRT variant: tensorrt (builds on the GPU that will run the engine) or rtx (TensorRT for RTX, "
     "builds without a GPU); auto: tensorrt if it is installed.",
 )  # fmt: skip
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Print the layers of the network, and build nothing.")
 @json_option
 def tensorrt(
-    model: str, precision: str, capabilities: tuple[str, ...], flavor: str, plugin: str, batch: str,
+    model: str, precision: str, capabilities: tuple[str, ...], variant: str, plugin: str, batch: str,
     fuse_add: bool, tf32: bool, workspace: float | None, version_compatible: bool,
     hardware_compatible: str | None, timing_cache: Path | None, save_onnx: Path | None, explain: bool,
     as_json: bool,
@@ -116,14 +116,14 @@ def tensorrt(
     if explain:
         graph = read_graph(find_onnx_file(bundle, precision), plugin, fuse_add=fuse_add)
         save(graph)
-        _print_layers(console, parse_network(graph, precision, load_variant(flavor)))
+        _print_layers(console, parse_network(graph, precision, load_variant(variant)))
         return
     console.print_status(f"building engines of {bundle.name} in {precision}")
     monitor = Monitor(console.print_progress if console.interactive else None)
     with interruptible("the build was interrupted; the engines written so far are complete"):
         paths = export_engines(
-            bundle, precision=precision, flavor=flavor, plugin=plugin, capabilities=wanted, options=options,
-            fuse_add=fuse_add, monitor=monitor, refused=record_refusal, on_graph=save,
+            bundle, precision=precision, variant=variant, plugin=plugin, capabilities=wanted, options=options,
+            fuse_add=fuse_add, monitor=monitor, on_refused=record_refusal, on_graph=save,
         )  # fmt: skip
     engines = [{"file": str(path), **bundle.manifest["files"][path.name]} for path in paths]
     _print_engines(console, engines, refused)
@@ -148,7 +148,7 @@ def _print_layers(console: Console, parsed: ParsedNetwork) -> None:
         table.add_row(layer.name, layer.kind, layer.precision, " x ".join(map(str, layer.shape)))
     console.print_result(parsed.facts() | {"layers": [asdict(layer) for layer in parsed.layers]}, table)
     console.print_status(
-        f"{parsed.flavor.title}: {parsed.plugin_layers} plugin layers for {len(parsed.graph.sparta)} Sparta "
+        f"{parsed.variant.title}: {parsed.plugin_layers} plugin layers for {len(parsed.graph.sparta)} Sparta "
         "nodes; nothing was built"
     )
 
