@@ -29,10 +29,10 @@ def connect(address: Address) -> socket.socket:
 
 def read_all(connection: socket.socket) -> bytes:
     """Return everything until the server closes the connection."""
-    content = b""
+    content = bytearray()
     while part := connection.recv(1 << 20):
         content += part
-    return content
+    return bytes(content)
 
 
 def read_error(connection: socket.socket) -> tuple[int, str]:
@@ -66,7 +66,7 @@ class OpenRequest:
         return content
 
     def finish(self) -> bool:
-        """Send the body; return whether the response has the right logits, False if the connection is lost."""
+        """Send the body and check the logits; return False if the connection is lost."""
         with self.connection:
             try:
                 self.connection.sendall(self._body)

@@ -1,4 +1,4 @@
-"""Servers for tests: processes started by the command line, threads of this process, and apps without a network."""
+"""Servers for tests: processes, threads of this process, and applications without a network."""
 
 from __future__ import annotations
 

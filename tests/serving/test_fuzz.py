@@ -1,4 +1,4 @@
-"""Whatever a fuzzer sends, the answer is right, or a V2 error with a 4xx."""
+"""Fuzzed requests: the response is valid, or a V2 error with status 4xx."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.serving import request_bodies
-from tests.serving.bundles import PLANE
-from tests.serving.request_bodies import LENGTH
-from tests.serving.servers import App, Reply
-from tests.serving.test_invalid_requests import INFER, ONE, asked, binary, error, healthy, image, photo
+from tests.serving.bundles import SHAPE
+from tests.serving.request_bodies import HEADER_LENGTH
+from tests.serving.servers import App, Response
+from tests.serving.test_invalid_requests import (
+    INFER,
+    ONE,
+    binary_request,
+    check_healthy,
+    image_request,
+    json_request,
+    noise_image,
+    read_error,
+)
 
 MANY = settings(
     max_examples=150,
@@ -31,7 +40,7 @@ anything = st.recursive(
     max_leaves=12,
 )
 shapes = st.lists(st.integers() | st.sampled_from([1, 3, 8, 2**31, 2**63, -1]), max_size=6) | st.just(
-    [1, *PLANE]
+    [1, *SHAPE]
 )
 parameters = st.dictionaries(
     st.sampled_from(["binary_data_size", "binary_data", "shared_memory_region"]), values
@@ -58,54 +67,56 @@ requests = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-def judged(reply: Reply, pixels: Any = None) -> None:
-    """See that a reply is a right answer or a V2 error with a 4xx."""
-    if reply.status == 200:
-        found = request_bodies.read(reply.content, reply.headers)
-        assert all(len(output) for output in found.values())
+def check_response(response: Response) -> None:
+    """Check that a response has non-empty outputs, or is a V2 error with status 4xx."""
+    if response.status == 200:
+        outputs = request_bodies.read(response.content, response.headers)
+        assert all(len(output) for output in outputs.values())
     else:
-        assert 400 <= reply.status < 500, reply.content
-        error(reply)
+        assert 400 <= response.status < 500, response.content
+        read_error(response)
 
 
 @MANY
 @given(request=requests)
-def test_fuzzed_requests(app: App, request: dict[str, Any]) -> None:
-    judged(app.ask("POST", INFER, json.dumps(request).encode()))
-    healthy(app)
+def test_fuzzed_json(app: App, request: dict[str, Any]) -> None:
+    check_response(app.request("POST", INFER, json.dumps(request).encode()))
+    check_healthy(app)
 
 
 @MANY
 @given(request=requests, tail=st.binary(max_size=900), length=st.integers(-5, 2000) | st.text(max_size=4))
-def test_fuzzed_requests_with_bytes(app: App, request: dict[str, Any], tail: bytes, length: Any) -> None:
+def test_fuzzed_json_with_binary_tensors(app: App, request: dict[str, Any], tail: bytes, length: Any) -> None:
     head = json.dumps(request).encode()
     text = str(len(head)) if length == 0 else str(length).encode("latin-1", "replace").decode("latin-1")
-    judged(app.ask("POST", INFER, head + tail, {LENGTH: text}))
-    healthy(app)
+    check_response(app.request("POST", INFER, head + tail, {HEADER_LENGTH: text}))
+    check_healthy(app)
 
 
 @MANY
 @given(data=st.data())
 def test_fuzzed_bytes(app: App, data: st.DataObject) -> None:
-    """A valid request with a few bytes of it changed, cut out, or put in."""
-    body, headers = data.draw(st.sampled_from([request_bodies.as_bytes(ONE), (asked(), {}), binary()]))
-    found = bytearray(body)
+    """Valid requests with a few bytes changed, removed or inserted."""
+    body, headers = data.draw(
+        st.sampled_from([request_bodies.as_bytes(ONE), (json_request(), {}), binary_request()])
+    )
+    content = bytearray(body)
     for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(found)))
-        stop = min(len(found), start + data.draw(st.integers(0, 20)))
-        found[start:stop] = data.draw(st.binary(max_size=20))
-    judged(app.ask("POST", INFER, bytes(found), headers))
-    healthy(app)
+        start = data.draw(st.integers(0, len(content)))
+        stop = min(len(content), start + data.draw(st.integers(0, 20)))
+        content[start:stop] = data.draw(st.binary(max_size=20))
+    check_response(app.request("POST", INFER, bytes(content), headers))
+    check_healthy(app)
 
 
 @MANY
 @given(data=st.data())
 def test_fuzzed_images(app: App, data: st.DataObject) -> None:
-    found = bytearray(photo(data.draw(st.sampled_from(["PNG", "JPEG"]))))
+    content = bytearray(noise_image(data.draw(st.sampled_from(["PNG", "JPEG"]))))
     for _ in range(data.draw(st.integers(0, 6))):
-        place = data.draw(st.integers(0, len(found) - 1))
-        found[place] = data.draw(st.integers(0, 255))
+        position = data.draw(st.integers(0, len(content) - 1))
+        content[position] = data.draw(st.integers(0, 255))
     if data.draw(st.booleans()):
-        del found[data.draw(st.integers(0, len(found))) :]
-    judged(app.ask("POST", INFER, image(bytes(found))))
-    healthy(app)
+        del content[data.draw(st.integers(0, len(content))) :]
+    check_response(app.request("POST", INFER, image_request(bytes(content))))
+    check_healthy(app)

@@ -1,4 +1,4 @@
-"""Triton's own description of config.pbtxt, from NVIDIA's client."""
+"""Triton's own ModelConfig message, from NVIDIA's client."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from google.protobuf import text_format
 def message_type() -> Any:
     """Return the class ModelConfig.
 
-    Its module is loaded by its file: the package around it wants more than the message does.
+    Its module is loaded from its file, because the package imports dependencies that are not installed.
     """
-    found = importlib.util.find_spec("tritonclient")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("tritonclient is not installed: `make setup` brings it")
-    file = Path(found.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
+    package = importlib.util.find_spec("tritonclient")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("not run: tritonclient is not installed (make setup)")
+    file = Path(package.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("model_config_pb2", file)
     assert spec is not None
     assert spec.loader is not None
@@ -30,5 +30,5 @@ def message_type() -> Any:
 
 
 def read(text: str) -> Any:
-    """Return a config.pbtxt as Triton's message; an unknown field or a value of another type is an error."""
+    """Parse a config.pbtxt; unknown fields and values of a wrong type are errors."""
     return text_format.Parse(text, message_type()())

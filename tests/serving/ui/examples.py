@@ -1,4 +1,4 @@
-"""Reads examples.json by its description, apart from the code that writes it."""
+"""Reads examples.json by its documentation, independent of the code that writes it; makes test images."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 
-def clean(found: dict[str, Any], image: int) -> npt.NDArray[np.uint8]:
-    raw = base64.b64decode(found["images"][image]["pixels"], validate=True)
-    return np.frombuffer(raw, np.uint8).reshape(found["plane"])
+def clean(content: dict[str, Any], image: int) -> npt.NDArray[np.uint8]:
+    raw = base64.b64decode(content["images"][image]["pixels"], validate=True)
+    return np.frombuffer(raw, np.uint8).reshape(content["plane"])
 
 
-def inputs(found: dict[str, Any], image: int) -> Array:
-    """Return what the model is given of an image, [1 + radii, C, H, W], no attack first."""
-    base = clean(found, image) / 255.0
-    planes = [base]
-    for attack in found["images"][image]["attacks"]:
+def inputs(content: dict[str, Any], image: int) -> Array:
+    """Return the model inputs of an image, [1 + radii, C, H, W]: without an attack, then by radius."""
+    base = clean(content, image) / 255.0
+    inputs = [base]
+    for attack in content["images"][image]["attacks"]:
         raw = base64.b64decode(attack["delta"], validate=True)
-        delta = np.frombuffer(raw, np.int8).reshape(found["plane"])
-        planes.append(np.clip(base + attack["scale"] * delta, 0, 1))
-    return np.stack(planes).astype(np.float32)
+        delta = np.frombuffer(raw, np.int8).reshape(content["plane"])
+        inputs.append(np.clip(base + attack["scale"] * delta, 0, 1))
+    return np.stack(inputs).astype(np.float32)
 
 
-def said(found: dict[str, Any], image: int, key: str) -> list[Any]:
-    """Return decisions or margins as the file has them, no attack first."""
-    entry = found["images"][image]
+def values(content: dict[str, Any], image: int, key: str) -> list[Any]:
+    """Return the decisions or margins in the file: without an attack, then by radius."""
+    entry = content["images"][image]
     return [entry["clean"][key], *(attack[key] for attack in entry["attacks"])]
 
 
@@ -39,8 +39,8 @@ def margins(logits: Array, label: int) -> Array:
     return np.asarray(logits[:, label] - others)
 
 
-def a_photo(folder: Path, size: tuple[int, int] = (31, 20), mode: str = "RGB", seed: int = 0) -> Path:
-    """Write a PNG of noise, width and height."""
+def noise_png(folder: Path, size: tuple[int, int] = (31, 20), mode: str = "RGB", seed: int = 0) -> Path:
+    """Write a PNG of noise; size: width, height."""
     from PIL import Image
 
     channels = {"RGB": 3, "RGBA": 4, "L": 1}[mode]

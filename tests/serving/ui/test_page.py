@@ -1,4 +1,4 @@
-"""The page in one piece: nothing from elsewhere, a policy that fits, no text that can leave its place."""
+"""The page's HTML: its policy, no content from other hosts, escaping, and the endpoints that serve it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_export.serving.ui.page import FOLDER, SCRIPTS, Page, server_page, static_page
+from robust_export.serving.ui.page import SCRIPTS, STATIC, Page, server_page, static_page
 from tests.serving.servers import App
 
 HOSTILE = "</script><script>alert(1)</script><!-- \"'&"
@@ -23,7 +23,7 @@ VOID = {"meta", "link", "input", "br"}
 
 
 class Parts(HTMLParser):
-    """A page taken apart, whose tags are closed where they should be."""
+    """Tags, scripts and styles of a page; fails if a tag is not closed where it should be."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def test_the_policy_lets_the_pages_own_script_run_and_nothing_else(page: Page) -> None:
+def test_policy_allows_only_the_pages_own_script(page: Page) -> None:
     parts = Parts(page.html)
     config, script = parts.contents["script"]
     (style,) = parts.contents["style"]
@@ -70,66 +70,68 @@ def test_the_policy_lets_the_pages_own_script_run_and_nothing_else(page: Page) -
     json.loads(config)
 
 
-def test_nothing_is_from_elsewhere(page: Page) -> None:
-    addresses = set(re.findall(r"https?://[^\s\"'`]+|[\"'`]//[^\s\"'`]+", page.html))
-    assert addresses <= {"http://www.w3.org/2000/svg"}  # a name, which nothing is fetched from
+def test_page_loads_nothing_from_other_hosts(page: Page) -> None:
+    urls = set(re.findall(r"https?://[^\s\"'`]+|[\"'`]//[^\s\"'`]+", page.html))
+    assert urls <= {"http://www.w3.org/2000/svg"}  # an XML namespace, never fetched
     for tag, attrs in Parts(page.html).tags:
         assert not [name for name in attrs if name.startswith("on") or name == "style"], tag
         assert "src" not in attrs, tag
         assert tag != "link" or attrs["href"] == "data:,"
 
 
-def test_the_copys_policy_is_in_the_page() -> None:
+def test_static_copy_contains_its_policy() -> None:
     head = [attrs for tag, attrs in Parts(PAGES["copy"].html).tags if tag == "meta"]
     assert PAGES["copy"].policy in [attrs.get("content") for attrs in head]
-    assert "frame-ancestors" not in PAGES["copy"].policy  # which browsers ignore in a page, and say so
+    assert (
+        "frame-ancestors" not in PAGES["copy"].policy
+    )  # browsers ignore it in a meta element, with a warning
 
 
-def test_no_label_ends_the_script() -> None:
+def test_label_cannot_end_the_script() -> None:
     parts = Parts(PAGES["copy"].html)
     assert len(parts.contents["script"]) == 2
     assert json.loads(parts.contents["script"][0])["models"][0]["labels"] == [HOSTILE]
 
 
-def test_scripts_name_what_is_there() -> None:
+def test_scripts_and_styles_use_existing_ids() -> None:
     ids = {attrs["id"] for _, attrs in Parts(server_page().html).tags if "id" in attrs}
-    scripts = "".join((FOLDER / name).read_text() for name in SCRIPTS)
-    named = set(re.findall(r"\$\(\"(\w+)\"\)", scripts))
+    scripts = "".join((STATIC / name).read_text() for name in SCRIPTS)
+    named = set(re.findall(r"\$\(\"([\w-]+)\"\)", scripts))
     assert named <= ids
     assert len(named) > 20
-    styled = set(re.findall(r"#(\w+)", re.sub(r"\{[^}]*\}", "", (FOLDER / "style.css").read_text())))
+    styled = set(re.findall(r"#([\w-]+)", re.sub(r"\{[^}]*\}", "", (STATIC / "style.css").read_text())))
     assert styled <= ids
 
 
-def test_a_server_shows_it_and_asks_nobody_for_a_key(net: Path) -> None:
+def test_server_sends_the_page_without_a_key(net: Path) -> None:
     app = App(net, api_key="secret")
     try:
-        reply = app.ask("GET", "/")
-        assert reply.status == 200
-        assert reply.content.decode() == server_page().html
-        assert reply.headers["content-security-policy"] == server_page().policy
-        assert reply.headers["x-content-type-options"] == "nosniff"
-        assert reply.headers["content-type"] == "text/html; charset=utf-8"
-        assert app.ask("GET", "/examples/net").status == 401
-        assert b"net" not in [word for word in reply.content.split() if word == b"net"]
+        response = app.request("GET", "/")
+        assert response.status == 200
+        assert response.content.decode() == server_page().html
+        assert response.headers["content-security-policy"] == server_page().policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["content-type"] == "text/html; charset=utf-8"
+        assert app.request("GET", "/examples/net").status == 401
+        assert b"net" not in [word for word in response.content.split() if word == b"net"]
     finally:
         app.close()
 
 
-def test_a_server_gives_the_attacks_of_its_models(net: Path, shown: Path) -> None:
-    app = App(net, shown)
+def test_server_sends_examples(net: Path, with_examples: Path) -> None:
+    app = App(net, with_examples)
     try:
-        reply = app.ask("GET", "/examples/tiny")
-        assert reply.content == (shown / "examples.json").read_bytes()
-        assert reply.headers["content-type"] == "application/json"
-        reply = app.ask("GET", "/examples/net")
-        assert reply.status == 404
-        assert "robust-export page" in reply.json()["error"]
-        assert app.ask("GET", "/examples/nothing").status == 404
-        assert app.ask("GET", "/examples/..%2fmanifest.json").status == 404
-        path = app.ask("GET", "/openapi.json").json()["paths"]["/examples/{model}"]
+        response = app.request("GET", "/examples/tiny")
+        assert response.content == (with_examples / "examples.json").read_bytes()
+        assert response.headers["content-type"] == "application/json"
+        response = app.request("GET", "/examples/net")
+        assert response.status == 404
+        assert "robust-export page" in response.json()["error"]
+        assert app.request("GET", "/examples/nothing").status == 404
+        assert app.request("GET", "/examples/..%2fmanifest.json").status == 404
+        path = app.request("GET", "/openapi.json").json()["paths"]["/examples/{model}"]
         assert path["parameters"][0]["schema"] == {"enum": ["tiny"]}
-        said = [app.ask("GET", f"/v2/models/{name}").json()["parameters"] for name in ("net", "tiny")]
-        assert [parameters["robust_export.examples"] for parameters in said] == ["false", "true"]
+        metadata = [app.request("GET", f"/v2/models/{name}").json()["parameters"] for name in ("net", "tiny")]
+        assert [parameters["robust_export.examples"] for parameters in metadata] == ["false", "true"]
     finally:
         app.close()
