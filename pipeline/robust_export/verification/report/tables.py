@@ -36,10 +36,10 @@ def _accuracy(report: Report) -> Table:
 def _parity(report: Report) -> Table:
     reference = report.reference
     units = f"logit scale {reference.logit_scale:.3g}, median margin {reference.median_margin:.3g}"
-    table = Table(title=f"parity with the reference model, {units}", title_justify="left")
+    table = Table(title=f"logit differences from the reference model, {units}", title_justify="left")
     table.add_column("runtime")
     table.add_column("inputs")
-    for name in ("max abs diff", "mean abs diff", "agreement", "flips", "flip margin"):
+    for name in ("max abs", "mean abs", "agreement", "flips", "flip margin"):
         table.add_column(name, justify="right")
     for item in report.artifacts:
         for kind, p in item.parity.items():
