@@ -1,11 +1,11 @@
-"""How far ONNX Runtime's integer kernels are from what an int8 file says.
+"""Measure the error of ONNX Runtime's integer kernels on an int8 file.
 
     robust-export onnx --model demo --precision int8
     python benchmarks/integer_kernels.py exported/demo
 
-prints, for 64 images of the test split, the largest difference of a logit from the ONNX reference
-evaluator's, in logit scales (the largest logit of model.onnx): of ONNX Runtime with its fusions to integer
-kernels, and without. On CPUs without VNNI these kernels add pairs of products in 16 bits, which saturates.
+prints, for 64 images of the test split, the max abs difference of the logits from those of the ONNX reference
+evaluator, in units of the largest logit of model.onnx: for ONNX Runtime with its fusions to integer kernels
+and without them. On CPUs without VNNI these kernels add pairs of products in 16 bits, which saturates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(path: str) -> None:
     images = load_dataset(data.name, "test", spec.image_size, spec.in_chans, data.dir)
     pixels = images.batch(range(IMAGES))[0].numpy()
     file = bundle.file("model.int8.onnx")
-    said = open_file(file, "reference")(pixels)
+    expected = open_file(file, "reference")(pixels)
     scale = np.abs(open_file(bundle.file("model.onnx"), kernel=False)(pixels)).max()
     print(f"{bundle.name} on {_cpu()}, {IMAGES} images:")
     for name, level in (
@@ -40,18 +40,19 @@ def main(path: str) -> None:
         options.graph_optimization_level = level
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         logits = session.run(None, {session.get_inputs()[0].name: pixels})[0]
-        gap = np.abs(logits - said).max() / scale
-        agreed = (logits.argmax(1) == said.argmax(1)).mean()
-        print(f"  {name}: largest gap {gap:.2g} logit scales, decisions agree on {agreed:.1%}")
+        difference = np.abs(logits - expected).max() / scale
+        agreement = (logits.argmax(1) == expected.argmax(1)).mean()
+        print(f"  {name}: max abs difference {difference:.2g} logit scales, top-1 agreement {agreement:.1%}")
 
 
 def _cpu() -> str:
+    """Return the CPU's name, and whether it has VNNI."""
     import torch
 
-    found = machine(torch.device("cpu"))["cpu"]
+    name = machine(torch.device("cpu"))["cpu"]
     with open("/proc/cpuinfo", encoding="utf-8") as info:
         vnni = "vnni" in info.read()
-    return f"{found}, {'with' if vnni else 'without'} VNNI"
+    return f"{name}, {'with' if vnni else 'without'} VNNI"
 
 
 if __name__ == "__main__":

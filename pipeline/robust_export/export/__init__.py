@@ -1,1 +1,1 @@
-"""From a trained network to files that other runtimes run."""
+"""Export a trained network: to ONNX files, and from those to TensorRT engines."""

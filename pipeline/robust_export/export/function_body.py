@@ -1,7 +1,7 @@
-"""The ONNX function that makes a file with Sparta nodes run in every stock runtime.
+"""The ONNX function body of Sparta, with which every stock runtime runs a file with Sparta nodes.
 
-A runtime that knows `ai.sparta::Sparta` runs its kernel; any other inlines this body, which is the
-formula of `robust_export.nn.sparta` in ONNX's own operators.
+A runtime with a kernel for `ai.sparta::Sparta` runs that. Others inline this body: the formula of
+`robust_export.nn.sparta` in ONNX's standard operators.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import onnx.parser
 from robust_export.nn.operator import DOMAIN, OPERATOR, VERSION
 from robust_export.runtimes.onnx_model import sparta_nodes
 
-# SAME_UPPER with stride 1 and k odd is a zero padding of k // 2 on every side.
+# SAME_UPPER with stride 1 and odd k pads k // 2 zeros on every side.
 BODY = """
 <domain: "{domain}", opset_import: ["" : {opset}]>
 {operator} <channels> (x, weight, bias) => (y)
@@ -32,20 +32,17 @@ BODY = """
 
 
 def sparta_function(opset: int) -> onnx.FunctionProto:
-    """Return Sparta as a model-local function over the standard operators of an opset.
+    """Return Sparta as a model-local function of an opset's standard operators.
 
-    Inputs x [N, C, H, W], weight [C, 1, k, k], bias [C]; output y [N, C, H, W] of x's type;
-    attribute `channels` = C. The gate is computed in float32 whatever x is.
+    Inputs x [N, C, H, W], weight [C, 1, k, k], bias [C]; output y [N, C, H, W] of x's type; attribute
+    `channels` = C. The arithmetic is in float32 for every type of x.
     """
     text = BODY.format(domain=DOMAIN, operator=OPERATOR, opset=opset)
     return onnx.parser.parse_function(text)
 
 
 def add_sparta_function(model: onnx.ModelProto) -> int:
-    """Add the function to a model that uses the operator; return how many nodes do.
-
-    The model's opset of the default domain is the function's.
-    """
+    """Add the function to a model with Sparta nodes, at the model's opset; return the number of nodes."""
     nodes = sparta_nodes(model)
     if nodes:
         opsets = {entry.domain: entry.version for entry in model.opset_import}

@@ -1,7 +1,7 @@
-"""Stands in for tensorrt.plugin, which no machine without a GPU can install: what `quick` uses of it.
+"""A test double of tensorrt.plugin, which PyPI alone cannot install, as far as `export.tensorrt.aot` uses it.
 
-Signatures are held to what TensorRT's documentation of register, autotune and aot_impl says. Expressions are
-trees that are evaluated once a shape is given, as TensorRT does when the network runs.
+It checks signatures against TensorRT's documentation of register, autotune and aot_impl. Symbolic expressions
+are functions of the shape, which TensorRT evaluates when the network runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TensorFormat(enum.Enum):
 
 
 class SymInt32:
-    """An integer that may depend on the shapes: a number, or a function of {name: size}."""
+    """An integer that may depend on the shape: a number, or a function of {axis: size}."""
 
     def __init__(self, value: int | Callable[[dict[str, int]], int] | SymInt32) -> None:
         self.value: Any = value.value if isinstance(value, SymInt32) else value
@@ -68,7 +68,7 @@ class KernelLaunchParams:
 
 @dataclass
 class TensorDesc:
-    """`shape` has -1 where `shape_expr` depends on what the network is run with."""
+    """`shape` is -1 where `shape_expr` depends on the input."""
 
     shape: tuple[int, ...]
     dtype: DataType
@@ -91,7 +91,7 @@ class AutoTuneCombination:
 
 
 class Plugins(ModuleType):
-    """The module, with what was registered."""
+    """The module, with the registered callbacks."""
 
     def __init__(self) -> None:
         super().__init__("tensorrt.plugin")

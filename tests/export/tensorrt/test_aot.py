@@ -1,7 +1,7 @@
-"""The plugins compiled ahead of time: what TensorRT is told, run on a CPU as TensorRT runs it on a GPU.
+"""The ahead-of-time plugins: their callbacks, and their kernels run on the CPU as TensorRT launches them.
 
-The source that NVRTC makes PTX of is compiled by g++ too, with plugins/tests/cuda_on_cpu.h, and started with
-the very grid, block and scalars that TensorRT is given.
+g++ compiles the source that NVRTC compiles to PTX, with plugins/tests/cuda_on_cpu.h; the kernels are then
+launched with the grid, block and scalars that the callbacks return.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 
 from robust_export import kernels
 from robust_export.errors import ArtifactError, BuildError
-from robust_export.export.tensorrt import aot as quick
+from robust_export.export.tensorrt import aot
 from robust_export.kernels import nvrtc
 from robust_export.nn.sparta import sparta
 from robust_export.runtimes.tensorrt.variants import Variant
 from tests.export.tensorrt.aot_double import DataType, Plugins, TensorDesc, TensorFormat
-from tests.kernels.compiling import kernels_on_cpu
+from tests.kernels.compiling import all_kernels, kernels_on_cpu
 
 TYPES = {
     DataType.FLOAT: (torch.float32, 1e-5),
@@ -41,37 +41,37 @@ class Log:
 
 
 @pytest.fixture
-def flavor(monkeypatch: pytest.MonkeyPatch) -> Variant:
-    """A TensorRT whose plugin module is the double; a GPU of compute capability 8.9."""
+def variant(monkeypatch: pytest.MonkeyPatch) -> Variant:
+    """A TensorRT whose plugin module is the test double, and a GPU of compute capability 8.9."""
     trt = SimpleNamespace(
         __name__="tensorrt", __version__="11.1", ILogger=SimpleNamespace(Severity=SimpleNamespace(ERROR=1))
     )
     plugins = Plugins()
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugins)
-    monkeypatch.setattr(quick, "_registered", set())
-    monkeypatch.setattr(quick, "gpu", lambda: (8, 9))
-    monkeypatch.setattr(quick, "driver_version", lambda: (99, 0))
-    quick._ptx.cache_clear()
+    monkeypatch.setattr(aot, "_registered", set())
+    monkeypatch.setattr(aot, "gpu_capability", lambda: (8, 9))
+    monkeypatch.setattr(aot, "driver_version", lambda: (99, 0))
+    aot._ptx.cache_clear()
     try:
-        quick.check_compiler()
+        aot.check_compiler()
     except ArtifactError as error:
         pytest.skip(str(error))
-    found = Variant("tensorrt", trt, Log())
-    quick.register(found)
+    tensorrt = Variant("tensorrt", trt, Log())
+    aot.register(tensorrt)
     trt.plugins = plugins.registered
-    return found
+    return tensorrt
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Every kernel's source, compiled for the CPU, each started by run_<its name>."""
-    folder = tmp_path_factory.mktemp("quick")
-    every = nvrtc.every_kernel()
+    """Every kernel compiled for the CPU; run_<kernel name> launches it."""
+    folder = tmp_path_factory.mktemp("aot")
+    every = all_kernels()
     (folder / "all.cpp").write_text(
         '#include "cuda_on_cpu.h"\n' + nvrtc.program(every) + "".join(map(starter, every))
     )
-    plugins = kernels.sources()
+    plugins = kernels.source_folder()
     includes = [f"-I{plugins / 'core'}", f"-I{plugins / 'tests'}"]
     command = kernels_on_cpu("-shared", "-fPIC", "-w", *includes)
     files = [str(folder / "all.cpp"), "-o", str(folder / "all.so")]
@@ -80,7 +80,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def starter(kernel: nvrtc.Kernel) -> str:
-    """Return a function that starts a kernel with TensorRT's order of arguments: inputs, scalars, outputs."""
+    """Return C++ that launches a kernel with TensorRT's argument order: inputs, scalars, outputs."""
     cpp, inputs = nvrtc.TYPES[kernel.type][0], 4 if kernel.add else 3
     given = ", ".join(f"static_cast<{cpp}*>(t[{i}])" for i in range(inputs))
     return (
@@ -92,10 +92,10 @@ def starter(kernel: nvrtc.Kernel) -> str:
 
 
 def run(
-    flavor: Variant, library: ctypes.CDLL, dtype: DataType, layout: TensorFormat, k: int, add: bool,
+    variant: Variant, library: ctypes.CDLL, dtype: DataType, layout: TensorFormat, k: int, add: bool,
     shape: tuple[int, int, int, int], free_width: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, str]:  # fmt: skip
-    """Return Sparta as the plugin computes it, as float64 has it, and the kernel's name."""
+    """Return the plugin's Sparta, Sparta in float64, and the kernel's name."""
     _, c, h, w = shape
     generator = torch.Generator().manual_seed(hash((k, add, shape)) % 1000)
     kind = TYPES[dtype][0]
@@ -109,7 +109,7 @@ def run(
     descs = [TensorDesc(free, dtype, layout) for _ in tensors]
     descs += [TensorDesc((c, 1, k, k), dtype), TensorDesc((c,), dtype)]
     output = TensorDesc(free, dtype, layout)
-    plugin = flavor.trt.plugins["sparta::SpartaAdd" if add else "sparta::Sparta"]
+    plugin = variant.trt.plugins["sparta::SpartaAdd" if add else "sparta::Sparta"]
     name, ptx, launch, scalars = plugin["aot_impl"](*descs, (output,), 0)
     assert f".visible .entry {name}(" in ptx.decode()
     sizes = {str(i): size for i, size in enumerate(shape)}
@@ -123,7 +123,7 @@ def run(
     )
 
     if layout is TensorFormat.HWC8:
-        tensors = [to_channels8(t) for t in tensors]
+        tensors = [to_nhwc8(t) for t in tensors]
     y = torch.full_like(tensors[0], float("nan"))
     every = [aligned(t) for t in (*tensors, weight, bias, y)]
     pointers = (ctypes.c_void_p * len(every))(*(t.data_ptr() for t in every))
@@ -135,19 +135,21 @@ def run(
     return result.double(), expected, name
 
 
-def to_channels8(planes: torch.Tensor) -> torch.Tensor:
-    """Return [N, H, W, C rounded up to eights], with what must not be read as NaN."""
-    n, c, h, w = planes.shape
-    result = torch.zeros((n, h, w, -(-c // 8) * 8), dtype=planes.dtype)
-    result[..., :c] = planes.permute(0, 2, 3, 1)
+def to_nhwc8(feature_maps: torch.Tensor) -> torch.Tensor:
+    """Return [N, H, W, C], with C padded with zeros to a multiple of 8."""
+    n, c, h, w = feature_maps.shape
+    result = torch.zeros((n, h, w, -(-c // 8) * 8), dtype=feature_maps.dtype)
+    result[..., :c] = feature_maps.permute(0, 2, 3, 1)
     return result
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy at an address that 256 divides, as all of TensorRT's are."""
-    room = torch.empty(tensor.numel() * tensor.element_size() + 256, dtype=torch.uint8)
-    start = -room.data_ptr() % 256
-    copy = room[start : start + tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape)
+    """Return a copy at a multiple of 256 bytes, as TensorRT's buffers are."""
+    buffer = torch.empty(tensor.numel() * tensor.element_size() + 256, dtype=torch.uint8)
+    start = -buffer.data_ptr() % 256
+    copy = (
+        buffer[start : start + tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape)
+    )
     return copy.copy_(tensor)
 
 
@@ -164,40 +166,38 @@ SHAPES = [
 
 @pytest.mark.parametrize("dtype", DataType, ids=lambda d: d.name)
 @pytest.mark.parametrize("add", [False, True], ids=["plain", "add"])
-def test_planes(flavor: Variant, library: ctypes.CDLL, dtype: DataType, add: bool) -> None:
+def test_nchw_kernels(variant: Variant, library: ctypes.CDLL, dtype: DataType, add: bool) -> None:
     used = set()
     for k in (1, 3, 5, 7):
         for shape in SHAPES:
             for free in (False, True):
                 found, expected, name = run(
-                    flavor, library, dtype, TensorFormat.LINEAR, k, add, shape, free_width=free
+                    variant, library, dtype, TensorFormat.LINEAR, k, add, shape, free_width=free
                 )
                 used.add(name)
                 bound = TYPES[dtype][1] * max(1, expected.abs().max().item())
                 torch.testing.assert_close(found, expected, atol=bound, rtol=0)
-                assert free is False or "planes1" in name
-    size = nvrtc.TYPES[quick.DTYPES[dtype.name]][1]
-    assert {int(re.findall(r"planes(\d)", name)[0]) for name in used} == {1, 4 // size, 16 // size}
+                assert free is False or "nchw1" in name
+    size = nvrtc.TYPES[aot.DTYPES[dtype.name]][1]
+    assert {int(re.findall(r"nchw(\d)", name)[0]) for name in used} == {1, 4 // size, 16 // size}
 
 
 @pytest.mark.parametrize("dtype", [DataType.HALF, DataType.BF16], ids=lambda d: d.name)
 @pytest.mark.parametrize("add", [False, True], ids=["plain", "add"])
 @pytest.mark.parametrize("k", [1, 3])
-def test_channels_in_eights(
-    flavor: Variant, library: ctypes.CDLL, dtype: DataType, add: bool, k: int
-) -> None:
+def test_nhwc8_kernels(variant: Variant, library: ctypes.CDLL, dtype: DataType, add: bool, k: int) -> None:
     for shape in SHAPES:
-        found, expected, name = run(flavor, library, dtype, TensorFormat.HWC8, k, add, shape)
-        assert "channels8" in name
+        found, expected, name = run(variant, library, dtype, TensorFormat.HWC8, k, add, shape)
+        assert "nhwc8" in name
         bound = TYPES[dtype][1] * max(1, expected.abs().max().item())
         torch.testing.assert_close(found, expected, atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", DataType, ids=lambda d: d.name)
 @pytest.mark.parametrize(("k", "add"), [(1, False), (3, True), (5, False), (7, True)])
-def test_which_formats(flavor: Variant, dtype: DataType, k: int, add: bool) -> None:
+def test_formats(variant: Variant, dtype: DataType, k: int, add: bool) -> None:
     plane, weight, bias = (TensorDesc(s, dtype) for s in ((-1, 8, 4, 4), (8, 1, k, k), (8,)))
-    plugin = flavor.trt.plugins["sparta::SpartaAdd" if add else "sparta::Sparta"]
+    plugin = variant.trt.plugins["sparta::SpartaAdd" if add else "sparta::Sparta"]
     inputs = [*[plane] * (1 + add), weight, bias]
     assert plugin["register"](*inputs) == plane
     found = plugin["autotune"](*inputs, (plane,))
@@ -210,43 +210,43 @@ def test_which_formats(flavor: Variant, dtype: DataType, k: int, add: bool) -> N
     ]
 
 
-def test_geometry_is_that_of_the_headers() -> None:
-    header = (kernels.sources() / "core" / "cuda_geometry.h").read_text()
-    for name, value in (("block_threads", quick.BLOCK), ("strip", quick.STRIP)):
+def test_geometry_matches_the_header() -> None:
+    header = (kernels.source_folder() / "core" / "cuda_geometry.h").read_text()
+    for name, value in (("block_threads", aot.BLOCK_THREADS), ("columns_per_thread", aot.COLUMNS_PER_THREAD)):
         assert f"constexpr int {name} = {value};" in header
 
 
-def test_an_error_in_a_callback_is_logged_for_our_own(flavor: Variant) -> None:
-    log: Any = flavor.logger
+def test_callback_error_is_logged(variant: Variant) -> None:
+    log: Any = variant.logger
     x, weight, bias = (TensorDesc(s, DataType.FLOAT) for s in ((-1, 8, 4, 4), (8, 1, 9, 9), (8,)))
     with pytest.raises(ArtifactError):
-        flavor.trt.plugins["sparta::Sparta"]["aot_impl"](x, weight, bias, (x,), 0)
-    assert log.lines == ["Sparta's plugin: Sparta's weight is of 9 columns; expected 1, 3, 5 or 7"]
+        variant.trt.plugins["sparta::Sparta"]["aot_impl"](x, weight, bias, (x,), 0)
+    assert log.lines == ["Sparta's plugin: Sparta's weight has 9 columns; expected 1, 3, 5 or 7"]
 
 
-def test_registered_once(flavor: Variant) -> None:
-    quick.register(flavor)  # the double refuses a second time
+def test_second_register_does_nothing(variant: Variant) -> None:
+    aot.register(variant)  # the double raises on a second registration
 
 
-# --- what cannot be ---
+# --- errors ---
 
 
-def test_rtx_has_no_plugins_ahead_of_time(rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick, "check_compiler", lambda: None)
-    with pytest.raises(ArtifactError, match=r"TensorRT for RTX .* ahead of time; TensorRT 10\.8"):
-        quick.register(rtx)
+def test_rtx_has_no_aot_plugins(rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aot, "check_compiler", lambda: None)
+    with pytest.raises(ArtifactError, match=r"RTX .* has no ahead-of-time plugins; use TensorRT 10\.8"):
+        aot.register(rtx)
 
 
-def test_an_old_driver(flavor: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick, "driver_version", lambda: (11, 4))
-    with pytest.raises(ArtifactError, match=r"NVRTC is of CUDA \d+\.\d+ .* takes CUDA 11\.4 at most"):
-        quick.register(flavor)
+def test_old_driver_raises(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aot, "driver_version", lambda: (11, 4))
+    with pytest.raises(ArtifactError, match=r"NVRTC is from CUDA \d+\.\d+, .* supports CUDA 11\.4 at most"):
+        aot.register(variant)
 
 
-def test_no_compiler(flavor: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nvrtc_raises(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> tuple[int, int]:
         raise BuildError("NVRTC is not installed: pip install cuda-bindings nvidia-cuda-nvrtc")
 
-    monkeypatch.setattr(quick, "nvrtc_version", missing)
+    monkeypatch.setattr(aot, "nvrtc_version", missing)
     with pytest.raises(ArtifactError, match=r"NVRTC is not installed: pip install .*--plugin library"):
-        quick.register(flavor)
+        aot.register(variant)

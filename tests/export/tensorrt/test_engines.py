@@ -1,4 +1,4 @@
-"""Real engines of TensorRT for RTX, and what it or we refuse."""
+"""Engines built by TensorRT for RTX, and the errors of TensorRT and of our checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robust_export.export.tensorrt.engines import (
     build_engines,
     format_capability,
     parse_network,
-    targets,
+    target_capabilities,
 )
 from robust_export.export.tensorrt.graph import read_graph
 from robust_export.export.tensorrt.inspect import Layer, check_engine, check_network
@@ -28,34 +28,39 @@ KNOWN = [(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)]
 TURING_LACKS = {"fp32": "FP32 GEMM is not supported", "bf16": "b16", "int8": "FP32 GEMM is not supported"}
 
 
-@pytest.mark.parametrize("kind", ["library", "none"])
 @pytest.mark.parametrize("precision", ONNX_FILES)
-def test_engines_for_every_compute_capability(
-    precisions: Path, rtx: Variant, plugin: Path, precision: str, kind: str
-) -> None:
-    parsed = parse_network(read_graph(precisions / ONNX_FILES[precision], kind), precision, rtx)
-    nodes = len(parsed.graph.sparta)
-    assert parsed.plugin_layers == (nodes if kind == "library" else 0)
-    assert parsed.plugin_file == (plugin if kind == "library" else None)
+def test_every_compute_capability(precisions: Path, rtx: Variant, plugin: Path, precision: str) -> None:
+    parsed = parse_network(read_graph(precisions / ONNX_FILES[precision], "library"), precision, rtx)
+    assert parsed.plugin_layers == len(parsed.graph.sparta)
+    assert parsed.plugin_file == plugin
     refused: dict[tuple[int, int], str] = {}
     engines = {}
-    for engine in build_engines(parsed, refused=lambda c, e: refused.update({c: str(e)})):
+    for engine in build_engines(parsed, on_refused=lambda c, e: refused.update({c: str(e)})):
         engines[engine.capability] = engine.plan
     assert set(KNOWN) <= {*engines, *refused}
     assert set(refused) == ({(7, 5)} if precision in TURING_LACKS else set())
-    for why in refused.values():
-        assert TURING_LACKS[precision] in why
+    for message in refused.values():
+        assert TURING_LACKS[precision] in message
     assert all(len(plan) > 10_000 for plan in engines.values())
     assert len(set(engines.values())) == len(engines)
 
 
-def test_the_body_needs_no_plugin_library(
-    trained: Path, rtx: Variant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("precision", ONNX_FILES)
+def test_function_body_builds(precisions: Path, rtx: Variant, precision: str) -> None:
+    parsed = parse_network(read_graph(precisions / ONNX_FILES[precision], "none"), precision, rtx)
+    assert parsed.plugin_layers == 0
+    assert parsed.plugin_file is None
+    engines = list(build_engines(parsed, [(8, 0), (12, 0)]))
+    assert [engine.capability for engine in engines] == [(8, 0), (12, 0)]
+    assert all(len(engine.plan) > 10_000 for engine in engines)
+    assert engines[0].plan != engines[1].plan
+
+
+def test_function_body_needs_no_library(trained: Path, rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "")
     with pytest.raises(ArtifactError, match=r"ROBUST_EXPORT_TRT_LIBRARY is set to nothing\n.*--plugin none"):
         parse_network(read_graph(trained / "model.onnx"), "fp32", rtx)
-    engine = build_engine(trained / "model.onnx", "fp32", flavor="rtx", plugin="none", capability=(8, 9))
+    engine = build_engine(trained / "model.onnx", "fp32", variant="rtx", plugin="none", capability=(8, 9))
     assert engine.capability == (8, 9)
     assert not engine.inspected
 
@@ -70,51 +75,49 @@ def test_fused_additions_are_plugin_layers(trained: Path, rtx: Variant, plugin: 
     assert engine.plan
 
 
-def test_which_compute_capabilities(rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_target_capabilities(rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     module = "robust_export.export.tensorrt.engines"
     monkeypatch.setattr(f"{module}.gpu_capability", lambda: None)
-    assert set(targets(rtx)) == set(rtx.capabilities)
-    assert list(targets(rtx, [(12, 0), (8, 9)])) == [(12, 0), (8, 9)]
+    assert set(target_capabilities(rtx)) == set(rtx.capabilities)
+    assert list(target_capabilities(rtx, [(12, 0), (8, 9)])) == [(12, 0), (8, 9)]
     with pytest.raises(InvalidValue, match=r"9\.0; TensorRT for RTX .* builds for 7\.5, 8\.0"):
-        targets(rtx, [(9, 0)])
-    proper = replace(rtx, name="tensorrt")  # which builds for the GPU that is there
+        target_capabilities(rtx, [(9, 0)])
+    tensorrt = replace(rtx, name="tensorrt")
     with pytest.raises(ArtifactError, match=r"needs the GPU .*--flavor rtx"):
-        targets(proper)
+        target_capabilities(tensorrt)
     monkeypatch.setattr(f"{module}.gpu_capability", lambda: (8, 9))
-    assert targets(rtx) == {(8, 9): rtx.trt.ComputeCapability.CURRENT}
-    assert targets(proper) == targets(proper, [(8, 9)]) == {(8, 9): None}
-    with pytest.raises(InvalidValue, match=r"8\.6; .* for the GPU that is there, which has 8\.9"):
-        targets(proper, [(8, 9), (8, 6)])
+    assert target_capabilities(rtx) == {(8, 9): rtx.trt.ComputeCapability.CURRENT}
+    assert target_capabilities(tensorrt) == target_capabilities(tensorrt, [(8, 9)]) == {(8, 9): None}
+    with pytest.raises(InvalidValue, match=r"8\.6; .* for this machine's GPU, which has 8\.9"):
+        target_capabilities(tensorrt, [(8, 9), (8, 6)])
 
 
-def test_an_engine_for_no_gpu_in_particular(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_and_no_capability_raises(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robust_export.export.tensorrt.engines.gpu_capability", lambda: None)
     with pytest.raises(ArtifactError, match="none was given"):
-        build_engine(trained / "model.onnx", "fp32", flavor="rtx", plugin="none")
+        build_engine(trained / "model.onnx", "fp32", variant="rtx", plugin="none")
 
 
-def test_what_is_refused_is_an_error_where_it_was_asked_for(trained: Path, rtx: Variant) -> None:
+def test_refused_capability_raises(trained: Path, rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = parse_network(read_graph(trained / "model.onnx", "none"), "fp32", rtx)
     with pytest.raises(BuildRefused, match=r"compute capability 7\.5: .* FP32 GEMM is not supported"):
-        list(build_engines(parsed, [(7, 5)], refused=lambda *_: None))
-    only = replace(rtx)
-    object.__setattr__(parsed, "flavor", only)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(only), "capabilities", {(7, 5): rtx.capabilities[7, 5]})
-        with pytest.raises(BuildRefused, match=r"compute capability 7\.5"):  # nothing was built at all
-            list(build_engines(parsed, refused=lambda *_: None))
+        list(build_engines(parsed, [(7, 5)], on_refused=lambda *_: None))
+    monkeypatch.setattr(Variant, "capabilities", {(7, 5): rtx.capabilities[7, 5]})
+    monkeypatch.setattr("robust_export.export.tensorrt.engines.gpu_capability", lambda: None)
+    with pytest.raises(BuildRefused, match=r"compute capability 7\.5"):  # no engine was built
+        list(build_engines(parsed, on_refused=lambda *_: None))
 
 
 # --- options ---
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3), (-1, -1, -1)])
-def test_batches_that_are_none(sizes: tuple[int, int, int]) -> None:
+def test_invalid_batch_raises(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(InvalidValue, match="batch is"):
         Batch(*sizes)
 
 
-def test_options_that_are_none(rtx: Variant, tmp_path: Path) -> None:
+def test_invalid_options_raise(rtx: Variant, tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match="workspace is 0 GiB"):
         Options(workspace=0)
     with pytest.raises(UnknownName, match="hardware compatibility 'ampere'"):
@@ -130,7 +133,7 @@ def test_options_that_are_none(rtx: Variant, tmp_path: Path) -> None:
 
 
 class Spy:
-    """Stands between a network and TensorRT, and keeps the last configuration."""
+    """A trt.Builder that keeps the last configuration and profile."""
 
     def __init__(self, builder: Any) -> None:
         self.builder, self.config, self.profile = builder, None, None
@@ -167,7 +170,7 @@ def test_options_reach_tensorrt(trained: Path, rtx: Variant, tf32: bool) -> None
 # --- progress ---
 
 
-def test_phases_are_told_and_a_failure_there_is_raised(trained: Path, rtx: Variant) -> None:
+def test_phases_are_reported(trained: Path, rtx: Variant) -> None:
     parsed = parse_network(read_graph(trained / "model.onnx", "none"), "fp32", rtx)
     phases: list[str] = []
     [_] = build_engines(parsed, [(8, 9)], monitor=Monitor(phases.append))
@@ -180,16 +183,16 @@ def test_phases_are_told_and_a_failure_there_is_raised(trained: Path, rtx: Varia
         list(build_engines(parsed, [(8, 9)], monitor=Monitor(broken)))
 
 
-# --- what is proved ---
+# --- checks ---
 
 
 def layers(kinds: str, precision: str = "fp32") -> list[Layer]:
-    """Return layers by letters: p a plugin's, c a convolution."""
+    """Return layers by letters: p is a plugin, c a convolution."""
     names = {"p": "PLUGIN_V3", "c": "CONVOLUTION"}
     return [Layer(f"{kind}{i}", names[kind], precision, ()) for i, kind in enumerate(kinds)]
 
 
-def test_what_is_not_as_asked_is_refused(trained: Path, rtx: Variant) -> None:
+def test_check_network(trained: Path, rtx: Variant) -> None:
     graph = replace(read_graph(trained / "model.onnx"), sparta=("p0", "p1"), products=2)
     assert check_network(layers("ppcc"), graph, "fp32", rtx) == 2
     with pytest.raises(ArtifactError, match="made 1 plugin layers of the 2 Sparta nodes"):
@@ -206,20 +209,20 @@ def test_what_is_not_as_asked_is_refused(trained: Path, rtx: Variant) -> None:
         check_network(layers("ppcc"), body, "fp32", rtx)
 
 
-def test_a_file_of_another_precision_is_refused(precisions: Path, rtx: Variant, plugin: Path) -> None:
+def test_wrong_precision_raises(precisions: Path, rtx: Variant, plugin: Path) -> None:
     for precision, asked in (("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "int8")):
         with pytest.raises(ArtifactError, match=f"in {precision} for .*; expected .* in {asked}"):
             parse_network(read_graph(precisions / ONNX_FILES[precision]), asked, rtx)
 
 
-def test_an_engine_that_lost_something_is_refused(trained: Path) -> None:
+def test_check_engine(trained: Path) -> None:
     graph = replace(read_graph(trained / "model.onnx"), sparta=("a", "b"))
     plugins: list[dict[str, Any]] = [{"Name": n, "LayerType": "PluginV3"} for n in "ab"]
     half = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}]}
     wide = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}
     check_engine([*plugins, half], graph, "fp16")
     check_engine([*plugins, wide], graph, "fp32")
-    check_engine([*plugins, {"LayerType": "gemm"}], graph, "fp16")  # an inspector that tells no types
+    check_engine([*plugins, {"LayerType": "gemm"}], graph, "fp16")  # an inspector without types
     with pytest.raises(ArtifactError, match="has 1 plugin layers; expected 2"):
         check_engine([*plugins[:1], half], graph, "fp16")
     with pytest.raises(ArtifactError, match=r"no layer of the engine .* is in fp16"):
@@ -227,9 +230,9 @@ def test_an_engine_that_lost_something_is_refused(trained: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_an_engine_for_this_gpu_is_read_back(trained: Path) -> None:
+def test_engine_for_this_gpu_is_inspected(trained: Path) -> None:
     assert build_engine(trained / "model.onnx", "fp32").inspected
 
 
-def test_names_of_compute_capabilities() -> None:
+def test_format_capability() -> None:
     assert Counter(map(format_capability, KNOWN)) == Counter(["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])

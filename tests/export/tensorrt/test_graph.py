@@ -1,4 +1,4 @@
-"""The graph that TensorRT is given computes what the file does, and leaves the parser no choice."""
+"""The graph for TensorRT computes what the ONNX file does, with either plugin or function body."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx import helper
 
 from robust_export.errors import ArtifactError, UnknownName
 from robust_export.export.function_body import sparta_function
-from robust_export.export.tensorrt.graph import fold_integer_biases, fuse_additions, read
+from robust_export.export.tensorrt.graph import fold_integer_biases, fuse_additions, read_graph
 from robust_export.runtimes.onnx_model import sparta_nodes
 
 
@@ -25,10 +25,10 @@ def logits(model: onnx.ModelProto) -> npt.NDArray[np.float32]:
 
 
 @pytest.mark.parametrize(("plugin", "namespace"), [("library", b""), ("aot", b"sparta")])
-def test_with_the_plugin_there_is_no_function(trained: Path, plugin: str, namespace: bytes) -> None:
+def test_plugin_graph_has_no_function(trained: Path, plugin: str, namespace: bytes) -> None:
     path = trained / "model.onnx"
     before = onnx.load(path)
-    graph = read(path, plugin)
+    graph = read_graph(path, plugin)
     nodes = sparta_nodes(graph.model)
     assert len(nodes) == len(sparta_nodes(before)) > 0
     assert not graph.model.functions
@@ -41,28 +41,28 @@ def test_with_the_plugin_there_is_no_function(trained: Path, plugin: str, namesp
     assert graph.sparta == tuple(node.name for node in nodes)
     assert len(set(graph.sparta)) == len(nodes)
     assert graph.products == sum(n.op_type in ("Conv", "Gemm") for n in before.graph.node)
-    assert read(path, plugin).content() == graph.content()
+    assert read_graph(path, plugin).content() == graph.content()
 
 
-def test_nodes_without_names_get_some(trained: Path, tmp_path: Path) -> None:
+def test_nodes_get_names(trained: Path, tmp_path: Path) -> None:
     model = onnx.load(trained / "model.onnx")
     for node in model.graph.node:
         node.name = ""
     onnx.save(model, tmp_path / "nameless.onnx")
-    names = read(tmp_path / "nameless.onnx").sparta
+    names = read_graph(tmp_path / "nameless.onnx").sparta
     assert all(names)
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.int8.onnx"])
-def test_without_the_plugin_the_body_is_written_in(precisions: Path, file: str) -> None:
-    graph = read(precisions / file, "none")
+def test_function_body_is_inlined(precisions: Path, file: str) -> None:
+    graph = read_graph(precisions / file, "none")
     assert not graph.model.functions
     assert not sparta_nodes(graph.model)
     np.testing.assert_allclose(logits(graph.model), logits(onnx.load(precisions / file)), atol=1e-5)
 
 
-def test_biases_of_int32_are_float32(precisions: Path) -> None:
+def test_int32_biases_become_float32(precisions: Path) -> None:
     model = onnx.load(precisions / "model.int8.onnx")
     wide = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT32}
     expected = logits(model)
@@ -76,8 +76,8 @@ def test_biases_of_int32_are_float32(precisions: Path) -> None:
     np.testing.assert_allclose(logits(model), expected, atol=1e-5)
 
 
-def as_plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write Add and Sparta in the place of SpartaAdd, with the function, so that ONNX Runtime runs it."""
+def without_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace SpartaAdd by Add and Sparta, and add the function body, so that ONNX Runtime runs it."""
     nodes = []
     for node in model.graph.node:
         if node.op_type == "SpartaAdd":
@@ -99,18 +99,18 @@ def as_plain(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def test_additions_are_fused_where_sparta_alone_reads_them(trained: Path) -> None:
+def test_additions_are_fused(trained: Path) -> None:
     path = trained / "model.onnx"
     before = onnx.load(path)
     planes = {n.output[0] for n in before.graph.node if n.op_type == "Add"}
     expected = sum(n.input[0] in planes for n in sparta_nodes(before))
     assert expected > 0
-    graph = read(path, fuse_add=True)
+    graph = read_graph(path, fuse_add=True)
     fused = [n for n in graph.model.graph.node if n.op_type == "SpartaAdd"]
     assert len(fused) == expected
     assert set(graph.sparta) == {n.name for n in sparta_nodes(before)}
     assert all(len(n.input) == 4 for n in fused)
-    np.testing.assert_allclose(logits(as_plain(graph.model)), logits(before), atol=1e-5)
+    np.testing.assert_allclose(logits(without_plugins(graph.model)), logits(before), atol=1e-5)
 
 
 def small(add: list[str], shape: str, outputs: str = "float[N, 4, 5, 5] y") -> onnx.ModelProto:
@@ -143,16 +143,16 @@ def test_which_additions_are_fused(model: onnx.ModelProto, expected: int) -> Non
     assert sum(n.op_type == "Add" for n in model.graph.node) == 1 - expected
 
 
-def test_files_that_are_none(trained: Path, tmp_path: Path) -> None:
+def test_invalid_file_raises(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="plugin 'aott'"):
-        read(trained / "model.onnx", "aott")
+        read_graph(trained / "model.onnx", "aott")
     for content in (b"", b"hello, this is no ONNX file", bytes(range(256))):
         (tmp_path / "odd.onnx").write_bytes(content)
         with pytest.raises(ArtifactError, match="ONNX file"):
-            read(tmp_path / "odd.onnx")
+            read_graph(tmp_path / "odd.onnx")
     model = onnx.load(trained / "model.onnx")
     del model.functions[:]
     onnx.save(model, tmp_path / "bodiless.onnx")
-    assert read(tmp_path / "bodiless.onnx").sparta
+    assert read_graph(tmp_path / "bodiless.onnx").sparta
     with pytest.raises(ArtifactError, match="no function body"):
-        read(tmp_path / "bodiless.onnx", "none")
+        read_graph(tmp_path / "bodiless.onnx", "none")

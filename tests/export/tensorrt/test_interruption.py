@@ -30,7 +30,7 @@ def build_and_signal(folder: Path, number: int) -> None:
     capabilities = [(8, 6), (8, 9)]
     monitor = Monitor(on_phase)
     export_engines(
-        Bundle.open(folder), plugin="none", capabilities=capabilities, flavor="rtx", monitor=monitor
+        Bundle.open(folder), plugin="none", capabilities=capabilities, variant="rtx", monitor=monitor
     )
 
 
@@ -42,20 +42,20 @@ def test_interrupted_build_keeps_the_bundle(bundle: Bundle, rtx: Variant, number
         assert result.stderr.strip().endswith("KeyboardInterrupt")  # ended by Python, not aborted by TensorRT
     opened = Bundle.open(bundle.path)
     assert opened.files("engine") == ["model.body.sm86.rtx.engine"]
-    export_engines(opened, plugin="none", capabilities=[(8, 9)], flavor="rtx")
+    export_engines(opened, plugin="none", capabilities=[(8, 9)], variant="rtx")
     assert "model.body.sm89.rtx.engine" in Bundle.open(bundle.path).files("engine")
 
 
 @pytest.mark.usefixtures("foreground")
 def test_repeated_ctrl_c_stops_a_build(rtx: Variant) -> None:
     monitor = Monitor()
-    listener = monitor.listener(rtx.trt)
+    progress_monitor = monitor.progress_monitor(rtx.trt)
 
     def work() -> None:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         pause = threading.Event()
-        while listener.step_complete("phase", 1):
+        while progress_monitor.step_complete("phase", 1):
             pause.wait(0.01)
 
     with pytest.raises(KeyboardInterrupt):
@@ -66,7 +66,7 @@ def test_repeated_ctrl_c_stops_a_build(rtx: Variant) -> None:
 def test_rebuilt_engine_replaces_the_old_one(bundle: Bundle, rtx: Variant) -> None:
     for maximum in (2, 4):
         [path] = export_engines(
-            bundle, options=Options(Batch(1, 2, maximum)), capabilities=[(8, 9)], flavor="rtx", plugin="none"
+            bundle, options=Options(Batch(1, 2, maximum)), capabilities=[(8, 9)], variant="rtx", plugin="none"
         )
         assert Bundle.open(bundle.path).manifest["files"][path.name]["profile"]["max"] == maximum
     assert Bundle.open(bundle.path).files("engine") == ["model.body.sm89.rtx.engine"]

@@ -1,4 +1,4 @@
-"""What TensorRT refuses, in a process of its own, which must survive it."""
+"""Errors for graphs that TensorRT refuses, in a subprocess that must survive them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ import pytest
 from onnx import numpy_helper
 
 from robust_export.errors import ArtifactError
-from robust_export.export.tensorrt.engines import parse
-from robust_export.export.tensorrt.graph import read
+from robust_export.export.tensorrt.engines import parse_network
+from robust_export.export.tensorrt.graph import read_graph
 from robust_export.runtimes.tensorrt.variants import Variant
 
 REFUSALS = """
 import json, sys
 from pathlib import Path
 from robust_export.errors import RobustExportError
-from robust_export.export.tensorrt import build_engine
-said = {}
+from robust_export.export.tensorrt.engines import build_engine
+messages = {}
 for path in sys.argv[1:]:
     try:
-        build_engine(Path(path), "fp32", flavor="rtx", capability=(8, 9))
-        said[Path(path).stem] = "built"
+        build_engine(Path(path), "fp32", variant="rtx", capability=(8, 9))
+        messages[Path(path).stem] = "built"
     except RobustExportError as error:
-        said[Path(path).stem] = f"{type(error).__name__}: {error}"
-print(json.dumps(said))
+        messages[Path(path).stem] = f"{type(error).__name__}: {error}"
+print(json.dumps(messages))
 """
 
 EXPECTED = {
-    "whole": "^built$",
+    "intact": "^built$",
     "types": r"input 1 is of TensorRT's type 1, x of 0; expected all inputs of one type",
     "kernel": r"weight is \[6, 1, 4, 4\]; expected \[C, 1, k, k\] with k = 1, 3, 5 or 7",
     "channels": r"bias is \[6\], weight \[7, 1, 3, 3\]",
@@ -50,8 +50,8 @@ EXPECTED = {
 }
 
 
-def spoil(model: onnx.ModelProto, how: str) -> None:
-    """Make one thing of a model's first Sparta node wrong."""
+def corrupt(model: onnx.ModelProto, how: str) -> None:
+    """Corrupt the first Sparta node of a model, or its first Conv."""
     node = next(n for n in model.graph.node if n.op_type == "Sparta")
     tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
     weight = numpy_helper.to_array(tensor)
@@ -69,14 +69,14 @@ def spoil(model: onnx.ModelProto, how: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def said(
+def messages(
     trained: Path, rtx: Variant, plugin: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """What we say of each spoilt file."""
+    """The error for each corrupted file, or "built"."""
     folder = tmp_path_factory.mktemp("spoilt")
     for how in EXPECTED:
         model = onnx.load(trained / "model.onnx")
-        spoil(model, how)
+        corrupt(model, how)
         content = {"garbage": bytes(range(256)), "text": b"hello, this is no ONNX file"}
         (folder / f"{how}.onnx").write_bytes(content.get(how, model.SerializeToString()))
     command = [sys.executable, "-c", REFUSALS, *(str(folder / f"{how}.onnx") for how in EXPECTED)]
@@ -87,17 +87,17 @@ def said(
 
 
 @pytest.mark.parametrize("how", EXPECTED)
-def test_what_tensorrt_refuses_is_our_error(said: dict[str, str], how: str) -> None:
-    assert re.search(EXPECTED[how], said[how]), said[how]
-    if how != "whole":
-        assert said[how].startswith(("ArtifactError: ", "Refusal: "))
+def test_refused_graph_raises(messages: dict[str, str], how: str) -> None:
+    assert re.search(EXPECTED[how], messages[how]), messages[how]
+    if how != "intact":
+        assert messages[how].startswith(("ArtifactError: ", "BuildRefused: "))
 
 
-def test_a_tensorrt_that_does_not_start_says_why(trained: Path, rtx: Variant) -> None:
+def test_failed_start_raises(trained: Path, rtx: Variant) -> None:
     def builder(logger: Any) -> None:
         logger.log(rtx.trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    dead = replace(rtx, trt=SimpleNamespace(Builder=builder, __version__="10.14"))
+    failing = replace(rtx, trt=SimpleNamespace(Builder=builder, __version__="10.14"))
     with pytest.raises(ArtifactError, match=r"cannot start: CUDA initialization failure .*--flavor rtx"):
-        parse(read(trained / "model.onnx", "none"), "fp32", dead)
+        parse_network(read_graph(trained / "model.onnx", "none"), "fp32", failing)

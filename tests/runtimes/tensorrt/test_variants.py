@@ -207,7 +207,7 @@ def test_library_is_loaded_once(library: Path, tmp_path: Path) -> None:
 def test_invalid_library_raises(library: Path, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.so"
     garbage.write_bytes(b"no library")
-    plain = Path(next(p for p in kernels.cache().rglob("libsparta_ort.so")))
+    plain = Path(next(p for p in kernels.cache_folder().rglob("libsparta_ort.so")))
     output = run(LOAD, garbage, tmp_path / "missing.so", plain, library).splitlines()
     assert "garbage.so is no usable plugin library" in output[0]
     assert "missing.so is no usable plugin library" in output[1]

@@ -1,1 +1,1 @@
-"""Engines of TensorRT, built from a bundle's ONNX files."""
+"""Build TensorRT engines from a bundle's ONNX files."""

@@ -1,6 +1,6 @@
-"""Parses a graph into TensorRT's network and builds engines of it.
+"""Parse a graph into a TensorRT network, and build engines from it.
 
-Precision is in the graph: networks are strongly typed, and no flag of the builder asks for another one.
+Networks are strongly typed: the graph alone sets the precision, no builder flag changes it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from robust_export.export.tensorrt.monitor import Monitor
 from robust_export.runtimes.tensorrt.variants import Variant
 from robust_export.utils.files import write_atomically
 
-HARDWARE = ("ampere_plus", "same_compute_capability")
+HARDWARE_COMPATIBILITY = ("ampere_plus", "same_compute_capability")
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Batch:
-    """How many images an engine takes at once: at least, best, at most."""
+    """The batch sizes of an engine: smallest, the one to optimise for, largest."""
 
     min: int = 1
     opt: int = 32
@@ -30,21 +30,22 @@ class Batch:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
             raise InvalidValue(
-                f"batch is {self.min},{self.opt},{self.max}; expected the least, the best and the largest "
-                "number of images, each 1 or more, in that order, such as 1,32,256"
+                f"batch is {self.min},{self.opt},{self.max}; expected the smallest, the optimised and the "
+                "largest batch size in ascending order, each 1 or more, such as 1,32,256"
             )
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an engine is built.
+    """Options of a build.
 
     Attributes:
-        tf32: let float32 products be rounded to 10 bits, which verification's gates of fp32 need not admit.
-        workspace: GiB of the GPU's memory that a layer may use; TensorRT's own limit if None.
-        version_compatible: let later TensorRTs run the engine.
-        hardware_compatible: let other GPUs run it: one of HARDWARE.
-        timing_cache: a file of measurements, which is read where it is there, and written.
+        tf32: allow float32 products to be rounded to TF32 (10 bits of mantissa); verification's fp32 criteria
+            may then fail.
+        workspace: GiB of GPU memory per layer; None is TensorRT's default.
+        version_compatible: build an engine that later versions of TensorRT run.
+        hardware_compatible: build an engine that other GPUs run: one of HARDWARE_COMPATIBILITY, or None.
+        timing_cache: a file of layer timings, read if it exists and written.
     """
 
     batch: Batch = Batch()
@@ -54,89 +55,79 @@ class Options:
     hardware_compatible: str | None = None
     timing_cache: Path | None = None
 
-    def facts(self) -> dict[str, Any]:
-        """Return what changes the engine, for a manifest."""
-        named = ("tf32", "workspace", "version_compatible", "hardware_compatible")
-        return {name: getattr(self, name) for name in named}
-
     def __post_init__(self) -> None:
         if self.workspace is not None and not self.workspace > 0:
             raise InvalidValue(f"workspace is {self.workspace} GiB; expected more than 0")
-        if self.hardware_compatible not in (None, *HARDWARE):
-            raise unknown("hardware compatibility", str(self.hardware_compatible), HARDWARE)
+        if self.hardware_compatible not in (None, *HARDWARE_COMPATIBILITY):
+            raise unknown("hardware compatibility", str(self.hardware_compatible), HARDWARE_COMPATIBILITY)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the options that change the engine, for the manifest."""
+        names = ("tf32", "workspace", "version_compatible", "hardware_compatible")
+        return {name: getattr(self, name) for name in names}
 
 
 class BuildRefused(ArtifactError):
-    """TensorRT builds no engine of a network for a compute capability, though it knows both."""
+    """TensorRT cannot build an engine of this network for a compute capability that it supports."""
 
 
-def check_options(flavor: Variant, options: Options) -> None:
-    """Raise ArtifactError for an option that a flavor has not."""
+def check_options(variant: Variant, options: Options) -> None:
+    """Raise ArtifactError for an option that the variant does not support."""
     level = (options.hardware_compatible or "none").upper()
-    missing = None
-    if options.timing_cache and flavor.name == "rtx":
-        missing = "timing cache (it measures nothing when it builds): leave --timing-cache out"
-    elif options.version_compatible and flavor.name == "rtx":
-        missing = (
-            "engines for later versions (it comes without a lean runtime): leave --version-compatible out"
-        )
-    elif options.hardware_compatible and flavor.name == "rtx":
-        missing = "hardware compatibility: leave --hardware-compatible out, or choose a --compute-capability"
-    elif options.hardware_compatible and flavor.flag("HardwareCompatibilityLevel", level) is None:
-        missing = f"hardware compatibility {options.hardware_compatible}: leave it out"
-    if missing:
-        raise ArtifactError(f"{flavor.title} has no {missing}, or use another --flavor")
+    rtx = variant.name == "rtx"
+    unsupported = None
+    if options.timing_cache and rtx:
+        unsupported = "timing cache (it measures nothing during a build): omit --timing-cache"
+    elif options.version_compatible and rtx:
+        unsupported = "engines for later versions (it has no lean runtime): omit --version-compatible"
+    elif options.hardware_compatible and rtx:
+        unsupported = "hardware compatibility: omit --hardware-compatible, or choose a --compute-capability"
+    elif options.hardware_compatible and variant.flag("HardwareCompatibilityLevel", level) is None:
+        unsupported = f"hardware compatibility {options.hardware_compatible}: omit --hardware-compatible"
+    if unsupported:
+        raise ArtifactError(f"{variant.title} has no {unsupported}, or use another --flavor")
 
 
 class Network:
-    """A parsed network, with all that must live as long as it does.
+    """A parsed network, together with the builder and parser that it refers to.
 
     Raises:
         ArtifactError: if TensorRT cannot start or refuses the graph, with its reason.
     """
 
-    def __init__(self, flavor: Variant, graph: Graph) -> None:
-        trt = flavor.trt
-        self.flavor, self.graph = flavor, graph
-        flavor.logger.take()
+    def __init__(self, variant: Variant, graph: Graph) -> None:
+        trt = variant.trt
+        self.variant, self.graph = variant, graph
+        variant.logger.take()
         try:
-            self.builder = trt.Builder(flavor.logger)
-        except Exception as error:  # pybind's, of several kinds
+            self.builder = trt.Builder(variant.logger)
+        except Exception as error:  # pybind11 raises several types
             raise ArtifactError(
-                f"{flavor.title} cannot start: {flavor.logged_errors()} ({reason(error)}). It needs a GPU and its "
-                "driver; TensorRT for RTX builds without one: --flavor rtx"
+                f"{variant.title} cannot start: {variant.logged_errors()} ({reason(error)}). It needs a GPU "
+                "and its driver; TensorRT for RTX builds without a GPU: --flavor rtx"
             ) from error
-        typed = flavor.flag("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")  # TensorRT 11 knows no other
+        typed = variant.flag("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")  # TensorRT 11's only mode
         self.network = self.builder.create_network(0 if typed is None else 1 << int(typed))
-        self.parser = trt.OnnxParser(self.network, flavor.logger)
-        override = flavor.flag("OnnxParserFlag", "ENABLE_PLUGIN_OVERRIDE")
+        self.parser = trt.OnnxParser(self.network, variant.logger)
+        override = variant.flag("OnnxParserFlag", "ENABLE_PLUGIN_OVERRIDE")
         if override is not None and graph.plugin != "none":
             self.parser.set_flag(override)
         if not self.parser.parse(graph.content()):
             raise ArtifactError(
-                f"{flavor.title} does not take {graph.source}: {self._parse_problem()}. Export the file "
+                f"{variant.title} does not take {graph.source}: {self._parse_error()}. Export the file "
                 "again with `robust-export onnx`, or use --plugin none"
             )
 
-    def _parse_problem(self) -> str:
-        logged = self.flavor.logger.take()
-        errors = [self.parser.get_error(i) for i in range(self.parser.num_errors)]
-        if not errors:
-            return str(logged or "it gave no reason")
-        where = f"{errors[0].node_operator()} {errors[0].node_name()}".strip()
-        text = logged if logged.startswith("Sparta's plugin") else " ".join(errors[0].desc().split())
-        return f"{where}: {text}" if where else text
-
     def build(self, options: Options, capability: Any | None, monitor: Monitor) -> bytes:
-        """Return the plan of an engine.
+        """Return a serialised engine.
 
         Args:
-            capability: of trt.ComputeCapability; None for the GPU that is there, where there is no choice.
+            capability: a trt.ComputeCapability; None if the variant builds for this machine's GPU only.
 
         Raises:
-            BuildRefused: if TensorRT builds none, with its reason.
-            ArtifactError: if it does not take an option.
-            KeyboardInterrupt: if it was interrupted; TensorRT has stopped then.
+            BuildRefused: if TensorRT builds no engine, with its reason.
+            ArtifactError: if TensorRT refuses an option.
+            KeyboardInterrupt: on Ctrl-C, after TensorRT has stopped.
         """
         config = self.builder.create_builder_config()
         self._configure(config, options)
@@ -144,23 +135,34 @@ class Network:
             config.num_compute_capabilities = 1
             if not config.set_compute_capability(capability, 0):
                 raise ArtifactError(
-                    f"{self.flavor.title} does not take {capability}: {self.flavor.logged_errors()}"
+                    f"{self.variant.title} does not take {capability}: {self.variant.logged_errors()}"
                 )
-        config.progress_monitor = monitor.listener(self.flavor.trt)
-        cache = self._timing_cache(config, options.timing_cache) if options.timing_cache else None
-        self.flavor.logger.take()
+        config.progress_monitor = monitor.progress_monitor(self.variant.trt)
+        cache = self._load_timing_cache(config, options.timing_cache) if options.timing_cache else None
+        self.variant.logger.take()
         plan = monitor.run(lambda: self.builder.build_serialized_network(self.network, config))
         if plan is None:
             raise BuildRefused(
-                f"{self.flavor.title} builds no engine of {self.graph.source}: {self.flavor.logged_errors()}"
+                f"{self.variant.title} builds no engine of {self.graph.source}: "
+                f"{self.variant.logged_errors()}"
             )
-        if cache is not None and options.timing_cache:
+        if cache is not None and options.timing_cache:  # TensorRT uses `cache` until here
             write_atomically(options.timing_cache, bytes(config.get_timing_cache().serialize()))
         return bytes(plan)
 
+    def _parse_error(self) -> str:
+        """Return the first node that the parser refuses, and why."""
+        logged = self.variant.logger.take()
+        errors = [self.parser.get_error(i) for i in range(self.parser.num_errors)]
+        if not errors:
+            return str(logged or "it gave no reason")
+        node = f"{errors[0].node_operator()} {errors[0].node_name()}".strip()
+        text = logged if logged.startswith("Sparta's plugin") else " ".join(errors[0].desc().split())
+        return f"{node}: {text}" if node else text
+
     def _configure(self, config: Any, options: Options) -> None:
-        trt, flavor = self.flavor.trt, self.flavor
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the inspector needs
+        trt, variant = self.variant.trt, self.variant
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector needs it
         tf32 = trt.BuilderFlag.TF32
         config.set_flag(tf32) if options.tf32 else config.clear_flag(tf32)
         if options.workspace is not None:
@@ -168,28 +170,32 @@ class Network:
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if options.hardware_compatible:
-            level = flavor.flag("HardwareCompatibilityLevel", options.hardware_compatible.upper())
+            level = variant.flag("HardwareCompatibilityLevel", options.hardware_compatible.upper())
             config.hardware_compatibility_level = level
+        self._add_profile(config, options.batch)
+
+    def _add_profile(self, config: Any, batch: Batch) -> None:
+        """Add the optimisation profile of the batch sizes."""
         profile = self.builder.create_optimization_profile()
         for i in range(self.network.num_inputs):
             value = self.network.get_input(i)
-            sizes, batch = tuple(value.shape)[1:], options.batch
+            sizes = tuple(value.shape)[1:]
             profile.set_shape(value.name, (batch.min, *sizes), (batch.opt, *sizes), (batch.max, *sizes))
         if config.add_optimization_profile(profile) < 0:
             raise ArtifactError(
-                f"{flavor.title} does not take batches of {options.batch.min} to {options.batch.max}: "
-                f"{flavor.logged_errors()}"
+                f"{self.variant.title} does not take batches of {batch.min} to {batch.max}: "
+                f"{self.variant.logged_errors()}"
             )
 
-    def _timing_cache(self, config: Any, file: Path) -> Any:
-        """Give the builder the file's measurements, or none yet."""
-        editable = self.flavor.flag("BuilderFlag", "EDITABLE_TIMING_CACHE")
+    def _load_timing_cache(self, config: Any, file: Path) -> Any:
+        """Return the configuration's timing cache, with the file's timings if it exists."""
+        editable = self.variant.flag("BuilderFlag", "EDITABLE_TIMING_CACHE")
         if editable is not None:
             config.set_flag(editable)
         cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             raise ArtifactError(
-                f"{file} is no timing cache of {self.flavor.title} on this GPU: {self.flavor.logged_errors()}; "
-                "choose another file"
+                f"{file} is no timing cache of {self.variant.title} on this GPU: "
+                f"{self.variant.logged_errors()}; choose another file"
             )
         return cache

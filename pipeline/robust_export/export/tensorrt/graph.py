@@ -1,7 +1,7 @@
-"""The graph that TensorRT's parser is given, made in memory from a bundle's ONNX file.
+"""The graph that TensorRT's parser reads, made in memory from a bundle's ONNX file.
 
-Which of plugin and function the parser takes for a node that has both depends on its version. So it is never
-asked: with the plugin the function is left out, without it the function's body is written in its place.
+For a node with both plugin and function body, the parser's choice depends on its version. So the graph has
+only one of them: nodes without function body for the plugin, or the inlined function body.
 """
 
 from __future__ import annotations
@@ -17,21 +17,29 @@ from onnx import TensorProto, helper, numpy_helper
 
 from robust_export.errors import ArtifactError, unknown
 from robust_export.nn.operator import DOMAIN, OPERATOR
-from robust_export.runtimes.onnx_model import drop_function, has_function, read_model, sparta_nodes
+from robust_export.runtimes.onnx_model import (
+    MATRIX_PRODUCTS,
+    drop_function,
+    has_function,
+    read_model,
+    sparta_nodes,
+)
 
 PLUGINS = ("library", "aot", "none")
-VERSION = "1"  # of the plugins, as the parser looks for them, and their namespaces
-NAMESPACES = {"library": "", "aot": "sparta"}
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+PLUGIN_VERSION = "1"
+PLUGIN_NAMESPACES = {"library": "", "aot": "sparta"}
+PRODUCTS = (*MATRIX_PRODUCTS, "ConvTranspose")
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What the parser is given, and what the file had.
+    """A graph for TensorRT's parser.
 
     Attributes:
-        sparta: the names of the file's Sparta nodes, which their plugin layers get.
-        products: how many convolutions and products of matrices the file has, but for those of the function.
+        source: the ONNX file.
+        plugin: one of PLUGINS.
+        sparta: the names of the file's Sparta nodes, which are also those of the plugin layers.
+        products: the number of convolutions and matrix products in the file, outside the function body.
     """
 
     model: onnx.ModelProto
@@ -41,20 +49,21 @@ class Graph:
     products: int
 
     def content(self) -> bytes:
+        """Return the serialised model."""
         return bytes(self.model.SerializeToString(deterministic=True))
 
 
-def read(path: Path, plugin: str = "library", *, fuse_add: bool = False) -> Graph:
+def read_graph(path: Path, plugin: str = "library", *, fuse_add: bool = False) -> Graph:
     """Return the graph of an ONNX file for TensorRT.
 
     Args:
-        plugin: what runs Sparta: "library" (libsparta_trt.so), "aot" (kernels in the engine, see `quick`), or
-            "none": the function's body.
-        fuse_add: let the plugin add where Sparta alone reads an addition.
+        plugin: how Sparta runs: "library" (libsparta_trt.so), "aot" (kernels inside the engine, see `aot`) or
+            "none" (the function body).
+        fuse_add: replace an Add that only Sparta reads, and the Sparta node, by the plugin SpartaAdd.
 
     Raises:
         UnknownName: for another plugin.
-        ArtifactError: if it is no ONNX file, or lacks the function that is to be written in.
+        ArtifactError: if it is not an ONNX file, or lacks the function body with plugin "none".
     """
     if plugin not in PLUGINS:
         raise unknown("plugin", plugin, PLUGINS)
@@ -65,36 +74,38 @@ def read(path: Path, plugin: str = "library", *, fuse_add: bool = False) -> Grap
     if plugin == "none":
         if nodes and not has_function(model):
             raise ArtifactError(
-                f"{path} has {len(nodes)} Sparta nodes and no function body of theirs; expected one that "
+                f"{path} has {len(nodes)} Sparta nodes but no function body; expected a file that "
                 "`robust-export onnx` wrote, or --plugin library"
             )
         names = tuple(node.name for node in nodes)
         return Graph(onnx.inliner.inline_local_functions(model), path, plugin, names, products)
     if fuse_add:
         fuse_additions(model)
-    names = _name_plugins(model, plugin)
+    names = _set_plugin(model, plugin)
     return Graph(model, path, plugin, names, products)
 
 
-def _name_plugins(model: onnx.ModelProto, plugin: str) -> tuple[str, ...]:
-    """Say on each Sparta node which plugin it is, leave out the function, and return the nodes' names."""
+def _set_plugin(model: onnx.ModelProto, plugin: str) -> tuple[str, ...]:
+    """Set the plugin's attributes on each Sparta node, drop the function body, and return their names."""
     drop_function(model)
     names = []
     for node in model.graph.node:
         if node.domain == DOMAIN:
             node.name = node.name or node.output[0]
-            given: dict[str, str | int] = {"plugin_version": VERSION, "plugin_namespace": NAMESPACES[plugin]}
+            attributes: dict[str, str | int] = {
+                "plugin_version": PLUGIN_VERSION, "plugin_namespace": PLUGIN_NAMESPACES[plugin],
+            }  # fmt: skip
             if plugin == "aot":
-                given["aot"] = 1
-            node.attribute.extend(helper.make_attribute(key, value) for key, value in given.items())
+                attributes["aot"] = 1
+            node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
             names.append(node.name)
     return tuple(names)
 
 
 def fuse_additions(model: onnx.ModelProto) -> int:
-    """Replace an Add of two planes of one shape, and the Sparta node that alone reads it, by SpartaAdd.
+    """Replace each Add of two feature maps of one shape, and the Sparta that alone reads it, by SpartaAdd.
 
-    The sum is then not rounded to half precision before Sparta reads it.
+    The sum is then not rounded to half precision before Sparta reads it. Return the number of replacements.
     """
     graph = model.graph
     shapes = _shapes(model)
@@ -117,29 +128,29 @@ def fuse_additions(model: onnx.ModelProto) -> int:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
-    """Return the shapes that are known in full, a free size by its name; those of constants are left out."""
+    """Return the known shapes of values other than constants; a free dimension is its name."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    found = {}
+    shapes = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         sizes = tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
         if all(sizes):
-            found[value.name] = sizes
-    return found
+            shapes[value.name] = sizes
+    return shapes
 
 
 def fold_integer_biases(model: onnx.ModelProto) -> None:
-    """Replace each DequantizeLinear of an int32 constant by the float32 that it gives: TensorRT has none."""
+    """Replace each DequantizeLinear of an int32 constant by its float32 result, which TensorRT needs."""
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in [n for n in graph.node if n.op_type == "DequantizeLinear"]:
-        wide, scale, *zero = (constants.get(name) for name in node.input)
-        if wide is None or wide.data_type != TensorProto.INT32 or scale is None:
+        integers, scale, *zero = (constants.get(name) for name in node.input)
+        if integers is None or integers.data_type != TensorProto.INT32 or scale is None:
             continue
-        values = numpy_helper.to_array(wide)
+        values = numpy_helper.to_array(integers)
         if zero and zero[0] is not None:
             values = values - numpy_helper.to_array(zero[0])
         scales = numpy_helper.to_array(scale).astype(np.float32)
-        folded = values.astype(np.float32) * scales  # [C] by [C] or a single number
+        folded = values.astype(np.float32) * scales  # [C] times [C] or a scalar
         graph.initializer.append(numpy_helper.from_array(folded, node.output[0]))
         graph.node.remove(node)
     used = {name for node in graph.node for name in node.input}

@@ -1,4 +1,4 @@
-"""What a network or an engine is made of, and the proof that it is what was asked for."""
+"""Read the layers of networks and engines, and check precision and plugin layers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,10 @@ from robust_export.export.tensorrt.graph import Graph
 from robust_export.runtimes.tensorrt.engine import count_plugins, deserialise, engine_layers
 from robust_export.runtimes.tensorrt.variants import Variant
 
-PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
+PRODUCT_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
-MOVES = (
-    "SHUFFLE",
-    "IDENTITY",
-    "SQUEEZE",
-    "UNSQUEEZE",
-)  # what may stand between a DequantizeLinear and a product
-FORMATS = {
-    "fp16": ("fp16", "half"),
-    "bf16": ("bf16", "bfloat"),
-    "int8": ("int8",),
-}  # as inspectors write them
+MOVING_LAYERS = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")  # may follow a DequantizeLinear
+INSPECTOR_TYPES = {"fp16": ("fp16", "half"), "bf16": ("bf16", "bfloat"), "int8": ("int8",)}
 
 
 @dataclass(frozen=True)
@@ -33,8 +24,9 @@ class Layer:
     """A layer of a network, before TensorRT optimises it.
 
     Attributes:
-        kind: as trt.LayerType calls it, such as "PLUGIN_V3".
-        precision: of its arithmetic; "int8" where a product's input comes from a DequantizeLinear.
+        kind: the name of its trt.LayerType, such as "PLUGIN_V3".
+        precision: of its arithmetic; "int8" for a product whose input comes from a DequantizeLinear.
+        shape: of its first output; -1 for a free dimension, () for an unknown rank.
     """
 
     name: str
@@ -44,98 +36,93 @@ class Layer:
 
 
 def network_layers(network: Any) -> list[Layer]:
-    """Return the layers of a network in its order."""
+    """Return the layers of a trt.INetworkDefinition in its order."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    made = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
-    return [_layer(layer, made) for layer in layers]
+    producers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+    return [_layer(layer, producers) for layer in layers]
 
 
-def _layer(layer: Any, made: dict[str, Any]) -> Layer:
+def _layer(layer: Any, producers: dict[str, Any]) -> Layer:
     output = layer.get_output(0)
     kind = layer.type.name
     precision = PRECISIONS.get(output.dtype.name, output.dtype.name.lower())
-    if kind in PRODUCTS and _is_quantised(layer.get_input(0), made):
+    if kind in PRODUCT_LAYERS and _is_dequantised(layer.get_input(0), producers):
         precision = "int8"
     try:
         shape = tuple(output.shape)
-    except ValueError:  # a rank that is not known
+    except ValueError:  # the rank is unknown
         shape = ()
     return Layer(layer.name, kind, precision, shape)
 
 
-def _is_quantised(tensor: Any, made: dict[str, Any]) -> bool:
-    """Return whether a tensor is what a DequantizeLinear gives, moved about at most."""
-    while tensor is not None and tensor.name in made:
-        layer = made[tensor.name]
-        if layer.type.name not in MOVES:
+def _is_dequantised(tensor: Any, producers: dict[str, Any]) -> bool:
+    """Return whether a tensor comes from a DequantizeLinear, directly or through MOVING_LAYERS."""
+    while tensor is not None and tensor.name in producers:
+        layer = producers[tensor.name]
+        if layer.type.name not in MOVING_LAYERS:
             return bool(layer.type.name == "DEQUANTIZE")
         tensor = layer.get_input(0)
     return False
 
 
-def plugin_layers(layers: Sequence[Layer], graph: Graph) -> int:
-    """Return how many of the file's Sparta nodes are layers of the plugin."""
-    names = set(graph.sparta)
-    return sum(layer.kind == "PLUGIN_V3" and layer.name in names for layer in layers)
-
-
-def check_network(layers: Sequence[Layer], graph: Graph, precision: str, flavor: Variant) -> int:
-    """Return the number of plugin layers of a network that is what was asked for.
+def check_network(layers: Sequence[Layer], graph: Graph, precision: str, variant: Variant) -> int:
+    """Return the number of plugin layers of a network, after checking that and the precision.
 
     Raises:
-        ArtifactError: if they are not as many as the Sparta nodes (none without the plugin), or a convolution
-            or product of matrices is of another precision; those of the function's body are float32.
+        ArtifactError: if a Sparta node is not a plugin layer (with --plugin none: if one is), or a
+            convolution or matrix product has another precision. Those of the function body are float32.
     """
-    found, nodes = plugin_layers(layers, graph), len(graph.sparta)
+    names, nodes = set(graph.sparta), len(graph.sparta)
+    plugin_layers = sum(layer.kind == "PLUGIN_V3" and layer.name in names for layer in layers)
     expected = 0 if graph.plugin == "none" else nodes
-    if found != expected:
+    if plugin_layers != expected:
         raise ArtifactError(
-            f"{flavor.title} made {found} plugin layers of the {nodes} Sparta nodes of {graph.source}; "
-            f"expected {expected}: no engine is written. Build the plugin again with `robust-export plugins "
-            "build`, or use --plugin none"
+            f"{variant.title} made {plugin_layers} plugin layers of the {nodes} Sparta nodes of "
+            f"{graph.source}; expected {expected}: no engine is written. Build the plugin again with "
+            "`robust-export plugins build`, or use --plugin none"
         )
-    products = Counter(layer.precision for layer in layers if layer.kind in PRODUCTS)
-    wanted = Counter({precision: graph.products})
+    products = Counter(layer.precision for layer in layers if layer.kind in PRODUCT_LAYERS)
+    expected_products = Counter({precision: graph.products})
     if graph.plugin == "none":
-        wanted["fp32"] += nodes
-    if products != +wanted:
+        expected_products["fp32"] += nodes
+    if products != +expected_products:
         raise ArtifactError(
-            f"the convolutions and products of matrices of {graph.source} are {_counted(products)} for "
-            f"{flavor.title}; expected {_counted(+wanted)}: no engine is written. Export the file again with "
-            f"`robust-export onnx --precision {precision}`"
+            f"the convolutions and matrix products of {graph.source} are {_format(products)} for "
+            f"{variant.title}; expected {_format(+expected_products)}: no engine is written. Export the file "
+            f"again with `robust-export onnx --precision {precision}`"
         )
-    return found
+    return plugin_layers
 
 
-def _counted(precisions: Counter[str]) -> str:
+def _format(precisions: Counter[str]) -> str:
     return ", ".join(f"{count} in {name}" for name, count in sorted(precisions.items())) or "none"
 
 
-def inspect_engine(flavor: Variant, plan: bytes) -> list[dict[str, Any]] | None:
-    """Return the layers of an engine as TensorRT's inspector tells them; it needs the GPU it was built for.
+def inspect_engine(variant: Variant, plan: bytes) -> list[dict[str, Any]] | None:
+    """Return the layers of an engine from TensorRT's inspector; this needs the GPU that it was built for.
 
     Raises:
-        ArtifactError: if the engine cannot be read back.
+        ArtifactError: if the engine cannot be deserialised.
     """
-    return engine_layers(flavor, deserialise(flavor, plan, "the engine that it built"))
+    return engine_layers(variant, deserialise(variant, plan, "the engine that it built"))
 
 
-def check_engine(found: Sequence[dict[str, Any]], graph: Graph, precision: str) -> None:
-    """Raise ArtifactError if an engine has lost plugin layers, or multiplies in no layer as was asked.
+def check_engine(layers: Sequence[dict[str, Any]], graph: Graph, precision: str) -> None:
+    """Raise ArtifactError if plugin layers are missing, or no layer has the requested precision.
 
-    Fusion joins layers, so that only the plugin's can be counted.
+    TensorRT fuses layers other than plugins, so these cannot be counted.
     """
-    plugins = count_plugins(list(found))
+    plugins = count_plugins(list(layers))
     expected = 0 if graph.plugin == "none" else len(graph.sparta)
     if plugins != expected:
         raise ArtifactError(
             f"the engine of {graph.source} has {plugins} plugin layers; expected {expected}: it is not "
             "written. Build the plugin again with `robust-export plugins build`, or use --plugin none"
         )
-    words = FORMATS.get(precision)
-    told = json.dumps([[layer.get("Inputs"), layer.get("Outputs")] for layer in found]).lower()
-    if words and "datatype" in told and not any(word in told for word in words):
+    names = INSPECTOR_TYPES.get(precision)
+    types = json.dumps([[layer.get("Inputs"), layer.get("Outputs")] for layer in layers]).lower()
+    if names and "datatype" in types and not any(name in types for name in names):
         raise ArtifactError(
             f"no layer of the engine of {graph.source} is in {precision}: it is not written. This TensorRT "
-            "chose another precision than the network's; build with another version, or another --precision"
+            "chose another precision than the network's; build with another version or another --precision"
         )

@@ -1,4 +1,4 @@
-"""Tells how a build goes, and stops it."""
+"""Report the phases of a build, and cancel it on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
+POLL_SECONDS = 0.02  # a signal may wake another thread than the one that waits
+
 
 class Monitor:
-    """Tells how a build goes, and stops it.
+    """Report the phases of a build, and cancel it on Ctrl-C.
 
     Args:
-        on_phase: called with the name of each phase as it begins, from any thread.
+        on_phase: called with the name of each phase when it begins, from any thread.
     """
 
     def __init__(self, on_phase: Callable[[str], None] | None = None) -> None:
         self.on_phase = on_phase
         self.cancelled = False
-        self.failure: Exception | None = None  # of on_phase
+        self.failure: Exception | None = None  # raised by on_phase
 
-    def listener(self, trt: Any) -> Any:
-        """Return the trt.IProgressMonitor of one build; an exception in it would end the process."""
+    def progress_monitor(self, trt: Any) -> Any:
+        """Return a trt.IProgressMonitor for one build.
+
+        Its methods never raise: an exception there would end the process.
+        """
         monitor = self
 
-        class Listener(trt.IProgressMonitor):  # type: ignore[misc]
+        class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.IProgressMonitor.__init__(self)
 
@@ -43,20 +48,18 @@ class Monitor:
             def phase_finish(self, *_: object) -> None:
                 pass
 
-        return Listener()
+        return ProgressMonitor()
 
-    def run(self, work: Callable[[], Any]) -> Any:
-        """Do a build's work in a thread, and stop it at Ctrl-C.
+    def run(self, build: Callable[[], Any]) -> Any:
+        """Return the result of a build that runs in a thread, which Ctrl-C cancels.
 
         Raises:
-            KeyboardInterrupt: once TensorRT has stopped, however often it was asked to: to end while it works
-                aborts the process.
+            KeyboardInterrupt: on Ctrl-C, once TensorRT has stopped; ending the process before aborts it.
+            Exception: raised by `on_phase`.
         """
-        with ThreadPoolExecutor(1) as pool, _interrupts() as interrupted:
-            future = pool.submit(work)
-            while wait(
-                [future], timeout=0.02
-            ).not_done:  # seconds; a signal may wake another thread than this
+        with ThreadPoolExecutor(1) as pool, _interrupt_event() as interrupted:
+            future = pool.submit(build)
+            while wait([future], timeout=POLL_SECONDS).not_done:
                 self.cancelled = self.cancelled or interrupted.is_set()
         if interrupted.is_set():
             raise KeyboardInterrupt
@@ -66,17 +69,20 @@ class Monitor:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Let Ctrl-C, and SIGTERM where it raises, set an event meanwhile; only the main thread may hear them."""
+def _interrupt_event() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT, and SIGTERM if it has a handler, set instead of calling the handler.
+
+    Only the main thread can replace handlers; in another one the event is never set.
+    """
     event = threading.Event()
-    heard = {}
+    handlers = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        heard = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in heard:
+        installed = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: handler for number, handler in installed.items() if callable(handler)}
+    for number in handlers:
         signal.signal(number, lambda *_: event.set())
     try:
         yield event
     finally:
-        for number, handler in heard.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
