@@ -1,12 +1,14 @@
-"""The resumable state: what is saved comes back, and what was altered is refused."""
+"""Checkpoints: what is saved is restored, and altered files are refused."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from robust_export.errors import TrainingError
 from robust_export.training.checkpoint import (
@@ -38,8 +40,19 @@ def test_only_the_last_one_is_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-0002.safetensors", POINTER]
 
 
+def test_keys_of_a_trainers_checkpoint(trained: Path) -> None:
+    """Checkpoints of earlier releases have the same keys."""
+    facts = json.loads((trained / "checkpoints" / POINTER).read_text())
+    assert facts.keys() == {
+        "file", "sha256", "epoch", "best_epoch", "history", "position", "watched", "sparta_from", "scaler"
+    }  # fmt: skip
+    assert facts["position"].keys() == {"step", "total", "seen"}
+    names = load_file(trained / "checkpoints" / facts["file"])
+    assert {name.partition("/")[0] for name in names} == {"model", "ema", "best", "optimizer"}
+
+
 @pytest.mark.parametrize("damage", ["byte", "short", "gone", "pointer"])
-def test_a_damaged_one_is_refused(tmp_path: Path, damage: str) -> None:
+def test_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     save_checkpoint(tmp_path, 1, STATE, {})
     file = tmp_path / "epoch-0001.safetensors"
     content = file.read_bytes()
@@ -56,21 +69,19 @@ def test_a_damaged_one_is_refused(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-def test_an_optimiser_goes_on_where_it_stopped(kind: type[torch.optim.Optimizer]) -> None:
+def test_restored_optimiser_takes_the_same_steps(kind: type[torch.optim.Optimizer]) -> None:
     def start() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         parameter = torch.nn.Parameter(torch.arange(3.0))
-        options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9 if kind is torch.optim.SGD else 0}
-        if kind is not torch.optim.SGD:
-            del options["momentum"]
-        return parameter, kind([parameter], **options)
+        options: dict[str, Any] = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        return parameter, kind([parameter], lr=0.1, **options)
 
     def step(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
         parameter.grad = parameter.detach().square()
         optimizer.step()
 
-    straight, its_optimizer = start()
+    uninterrupted, its_optimizer = start()
     for _ in range(4):
-        step(straight, its_optimizer)
+        step(uninterrupted, its_optimizer)
     first, optimizer = start()
     for _ in range(2):
         step(first, optimizer)
@@ -80,4 +91,4 @@ def test_an_optimiser_goes_on_where_it_stopped(kind: type[torch.optim.Optimizer]
     load_optimizer_tensors(resumed, saved)
     for _ in range(2):
         step(second, resumed)
-    assert torch.equal(second, straight)
+    assert torch.equal(second, uninterrupted)

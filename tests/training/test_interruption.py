@@ -1,4 +1,4 @@
-"""Whatever interrupts a run, nothing is lost, and it ends in the same bytes."""
+"""Interrupted runs (kill, signals, full disk, stop requests), resumed to bit-identical weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,19 @@ from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.cli.process import CommandError, interruptible
 from robust_export.errors import BundleError, RobustExportError, TrainingStopped
-from robust_export.recipe.recipe_file import to_toml
-from robust_export.training import step as learner
-from robust_export.training import trainer
+from robust_export.recipe.recipe_file import merge, to_toml
+from robust_export.training import batches, validate
 from robust_export.training.run import train
-from robust_export.training.trainer import Run
+from robust_export.training.validate import Validator
 from robust_export.utils.stop import StopRequest
 from tests import processes
-from tests.conftest import tiny_recipe
+from tests.training.trainers import QUICK_STEPS, RANDOM, before_step, interrupt, quick_recipe, weights
 
 pytestmark = pytest.mark.usefixtures("foreground")
 
 
-def train_and_kill_itself(module: str, function: str, nth: int, out: Path) -> None:
-    """Train TINY, and send SIGKILL to this process at the nth call of a function."""
+def train_and_kill_itself(module: str, function: str, nth: int, images: Path, out: Path) -> None:
+    """Train the quick recipe, and send SIGKILL to this process at the nth call of a function."""
     owner = importlib.import_module(module)
     original, calls = getattr(owner, function), iter(range(1, 10**6))
 
@@ -39,78 +39,62 @@ def train_and_kill_itself(module: str, function: str, nth: int, out: Path) -> No
         return original(*args, **options)
 
     setattr(owner, function, kill_at_nth)
-    train(tiny_recipe(), out, device="cpu", resume=True)
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "weights.safetensors").read_bytes()
+    train(quick_recipe(images), out, device="cpu", resume=True)
 
 
 @pytest.mark.parametrize(
     ("module", "function", "nth"),
     [
-        ("os", "replace", 2),  # the first checkpoint's tensors are on disk, its pointer is not
-        (trainer.__name__, "augment", 15),  # in the middle of the second epoch
-        ("os", "replace", 10),  # all epochs are done, weights.safetensors is not yet in its place
-        ("os", "replace", 13),  # everything but the manifest
+        ("os", "replace", 2),  # the first checkpoint's tensors are in a temporary file
+        ("os", "replace", 5),  # the second checkpoint's tensors are in place, last.json names the first's
+        (batches.__name__, "augment", 8),  # in the middle of the second epoch
+        ("os", "replace", 8),  # all epochs are done, weights.safetensors is not yet renamed
+        ("os", "replace", 11),  # everything but the manifest
     ],
 )
 def test_kill_9_then_resume_gives_same_weights(
-    trained: Path, tmp_path: Path, module: str, function: str, nth: int
+    images: Path, quick_weights: bytes, tmp_path: Path, module: str, function: str, nth: int
 ) -> None:
     out = tmp_path / "run"
-    killed = processes.run(train_and_kill_itself, module, function, nth, out)
+    killed = processes.run(train_and_kill_itself, module, function, nth, images, out)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     with pytest.raises(BundleError, match="unfinished"):
         Bundle.open(out)
-    bundle = train(tiny_recipe(), out, device="cpu", resume=True)
-    assert weights(bundle.path) == weights(trained)
+    bundle = train(quick_recipe(images), out, device="cpu", resume=True)
+    assert weights(bundle.path) == quick_weights
     assert not list(out.rglob("*.tmp"))
 
 
-def recipe_file(folder: Path) -> str:
-    path = folder / "tiny.toml"
-    path.write_text(to_toml(tiny_recipe()))
-    return str(path)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, nth: int, how: signal.Signals) -> None:
-    """Send a signal to this very process at the nth training step."""
-    original, steps = Run._step, iter(range(1, 10**6))
-
-    def step(self: Run, *args: Any) -> Any:
-        if next(steps) == nth:
-            os.kill(os.getpid(), how)
-        return original(self, *args)
-
-    monkeypatch.setattr(Run, "_step", step)
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_cleanly_and_can_be_resumed(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_command_and_resume_continues(
+    images: Path,
+    quick_weights: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
-    command = ["train", "--recipe", recipe_file(tmp_path), "--out", str(tmp_path / "run")]
-    command += ["--device", "cpu", "--json"]
+    recipe = tmp_path / "quick.toml"
+    recipe.write_text(to_toml(quick_recipe(images)))
+    command = ["train", "--recipe", str(recipe), "--out", str(tmp_path / "run"), "--device", "cpu", "--json"]
     with monkeypatch.context() as patch:
-        interrupt(patch, 17, how)
+        before_step(patch, 8, partial(os.kill, os.getpid(), number))
         result = CliRunner().invoke(cli, command)
     assert result.exit_code == 1
-    assert "lost nothing" in result.stderr
-    assert "epoch 2, step 6" in result.stderr
+    assert "stopped as requested" in result.stderr
+    assert "epoch 2, step 3" in result.stderr
     assert "--resume" in result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
     again = CliRunner().invoke(cli, [*command, "--resume"])
     assert again.exit_code == 0, again.output
-    assert weights(tmp_path / "run") == weights(trained)
+    assert weights(tmp_path / "run") == quick_weights
 
 
 @pytest.mark.parametrize("every", [1000, 4])  # the disk is full after an epoch, or within one
-def test_a_full_disk_keeps_the_checkpoint_before(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+def test_full_disk_keeps_the_previous_checkpoint(
+    images: Path, quick_weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    recipe = tiny_recipe(train={"checkpoint_every": every})
+    recipe = quick_recipe(images, train={"checkpoint_every": every})
     original, calls = os.fsync, iter(range(10**6))
 
     def full(handle: int) -> None:
@@ -122,108 +106,89 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         patch.setattr(os, "fsync", full)
         with pytest.raises(RobustExportError, match=r"(?s)No space left.*previous file.*is unchanged"):
             train(recipe, tmp_path / "run", device="cpu")
-    assert train(recipe, tmp_path / "run", device="cpu", resume=True)
-    assert weights(tmp_path / "run") == weights(trained)
+    train(recipe, tmp_path / "run", device="cpu", resume=True)
+    assert weights(tmp_path / "run") == quick_weights
 
 
-# --- within an epoch ---
-
-RICH: dict[str, Any] = {
-    "model": {"drop_rate": 0.2},
-    "data": {"flip": True, "randaugment": 1, "cutmix": 1.0},
-    "train": {"checkpoint_every": 3, "epochs": 2, "method": "trades", "awp": 0.005},
-}
-
-
-@pytest.fixture(scope="session")
-def rich(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of a run that uses every source of randomness there is, uninterrupted."""
-    return weights(train(tiny_recipe(**RICH), tmp_path_factory.mktemp("rich") / "run", device="cpu").path)
-
-
-@pytest.mark.parametrize(("nth", "workers"), [(5, 1), (18, 0)])
-def test_an_error_in_a_step_costs_at_most_checkpoint_every(
-    rich: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, workers: int
+@pytest.mark.parametrize(("nth", "workers", "saved"), [(5, 1, 3), (10, 0, QUICK_STEPS + 3)])
+def test_error_in_a_step_loses_the_steps_since_the_checkpoint(
+    images: Path,
+    random_weights: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nth: int,
+    workers: int,
+    saved: int,
 ) -> None:
-    """`nth` counts steps: 11 are an epoch; what breaks off at 5 goes on after 3, at 18 after 11 + 6."""
-    recipe, done = tiny_recipe(**{**RICH, "data": {**RICH["data"], "workers": workers}}), 0
-
-    def count(epoch: int, step: int, steps: int) -> None:
-        nonlocal done
-        done += 1
-
+    recipe = quick_recipe(images, **merge(RANDOM, {"data": {"workers": workers}}))
     with monkeypatch.context() as patch:
-        original, steps = Run._step, iter(range(1, 10**6))
-
-        def step(self: Run, *args: Any) -> Any:
-            if next(steps) == nth:
-                raise KeyboardInterrupt
-            return original(self, *args)
-
-        patch.setattr(Run, "_step", step)
+        before_step(patch, nth, interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "run", device="cpu")
-    bundle = train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=count)
-    assert 22 - done == {5: 3, 18: 17}[nth]
-    assert weights(bundle.path) == rich
+    steps: list[int] = []
+    bundle = train(
+        recipe, tmp_path / "run", device="cpu", resume=True, on_step=lambda _, step, __: steps.append(step)
+    )
+    assert len(steps) == 2 * QUICK_STEPS - saved
+    assert weights(bundle.path) == random_weights
 
 
-def test_what_is_asked_to_stop_loses_no_step(rich: bytes, tmp_path: Path) -> None:
-    """Stopped after every few steps, and during validation, it still ends in the same bytes."""
-    recipe, stops = tiny_recipe(**{**RICH, "train": {**RICH["train"], "checkpoint_every": 0}}), 0
-    steps_seen: list[tuple[int, int]] = []
-    while True:
-        stop = StopRequest()
+def test_stop_request_loses_no_step(images: Path, random_weights: bytes, tmp_path: Path) -> None:
+    """Three stops per epoch, within it and at its end."""
+    recipe = quick_recipe(images, **merge(RANDOM, {"train": {"checkpoint_every": 0}}))
+    stop, steps = StopRequest(), list[tuple[int, int]]()
 
-        def ask(epoch: int, step: int, steps: int, stop: StopRequest = stop) -> None:
-            steps_seen.append((epoch, step))
-            stop.requested = step in (2, 7, 11)
+    def request_stop(epoch: int, step: int, _: int) -> None:
+        steps.append((epoch, step))
+        stop.requested = step in (1, 3, QUICK_STEPS)
 
-        try:
-            bundle = train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=ask, stop=stop)
-            break
-        except TrainingStopped:
-            stops += 1
-    assert stops == 6
-    assert steps_seen == [(epoch, step) for epoch in (1, 2) for step in range(1, 12)]
-    assert weights(bundle.path) == rich
+    for _ in range(6):
+        with pytest.raises(TrainingStopped):
+            train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=request_stop, stop=stop)
+        stop.requested = False
+    bundle = train(recipe, tmp_path / "run", device="cpu", resume=True, on_step=request_stop, stop=stop)
+    assert steps == [(epoch, step) for epoch in (1, 2) for step in range(1, QUICK_STEPS + 1)]
+    assert weights(bundle.path) == random_weights
 
 
-def test_validation_hears_a_request_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
+def test_stop_request_during_validation(
+    images: Path, quick_weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, original = StopRequest(), Run._attack
+    recipe, stop, original, attacked = quick_recipe(images), StopRequest(), Validator._pgd, list[int]()
 
-    def attack(self: Run, *args: Any) -> Any:
+    def attack(self: Validator, *args: Any) -> Any:
         stop.requested = True
+        attacked.append(len(args[1]))
         return original(self, *args)
 
-    monkeypatch.setattr(learner, "EVAL_BATCH", 16)
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_attack", attack)
-        with pytest.raises(TrainingStopped, match=r"epoch 1, step 11"):
-            train(tiny_recipe(), tmp_path / "run", device="cpu", stop=stop)
-    monkeypatch.undo()
-    assert weights(train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True).path) == weights(trained)
+        patch.setattr(validate, "EVAL_BATCH", 4)
+        patch.setattr(Validator, "_pgd", attack)
+        with pytest.raises(TrainingStopped, match=r"epoch 1, step 5"):
+            train(recipe, tmp_path / "run", device="cpu", stop=stop)
+    assert attacked == [4]  # it stopped before the second batch
+    assert weights(train(recipe, tmp_path / "run", device="cpu", resume=True).path) == quick_weights
 
 
-def test_how_often_to_save_may_change(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_interval_and_workers_may_change(
+    images: Path, quick_weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, 7, signal.SIGINT)
+        before_step(patch, 7, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_recipe(), tmp_path / "run", device="cpu")
-    other = tiny_recipe(train={"checkpoint_every": 2}, data={"workers": 1})
-    assert weights(train(other, tmp_path / "run", device="cpu", resume=True).path) == weights(trained)
+            train(quick_recipe(images), tmp_path / "run", device="cpu")
+    changed = quick_recipe(images, train={"checkpoint_every": 2}, data={"workers": 1})
+    assert weights(train(changed, tmp_path / "run", device="cpu", resume=True).path) == quick_weights
 
 
-def test_the_second_signal_interrupts_at_once() -> None:
+def test_second_signal_interrupts_at_once() -> None:
     stop = StopRequest()
     with stop.observing(), interruptible("now", stop):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
     with pytest.raises(CommandError, match="now"), stop.observing(), interruptible("now", stop):
         os.kill(os.getpid(), signal.SIGINT)
-    deaf = StopRequest()  # before and after training, nobody would hear it
-    with pytest.raises(CommandError, match="now"), interruptible("now", deaf):
+    unobserved = StopRequest()  # as before and after training
+    with pytest.raises(CommandError, match="now"), interruptible("now", unobserved):
         os.kill(os.getpid(), signal.SIGTERM)
-    assert not deaf.requested
+    assert not unobserved.requested

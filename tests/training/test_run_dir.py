@@ -1,10 +1,8 @@
-"""What is gone on with, and what is overwritten."""
+"""Which folders a run may start in, continue or replace."""
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,32 +11,33 @@ from robust_export.errors import TrainingError
 from robust_export.training import run
 from robust_export.training.run import train
 from tests.conftest import tiny_recipe
-from tests.training.test_interruption import interrupt, weights
-
-pytestmark = pytest.mark.usefixtures("foreground")
+from tests.training.trainers import before_step, interrupt, quick_recipe, weights
 
 
-def test_resume_with_nothing_to_resume_starts(trained: Path, tmp_path: Path) -> None:
-    train(tiny_recipe(), tmp_path / "run", device="cpu", resume=True)
-    assert weights(tmp_path / "run") == weights(trained)
+def refuse_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if a trainer is created from now on."""
+    monkeypatch.setattr(run, "Trainer", lambda *_: pytest.fail("trained"))
 
 
-def test_resume_of_a_finished_run_succeeds_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "Run", None)
+def test_resume_without_a_run_starts_one(images: Path, quick_weights: bytes, tmp_path: Path) -> None:
+    train(quick_recipe(images), tmp_path / "run", device="cpu", resume=True)
+    assert weights(tmp_path / "run") == quick_weights
+
+
+def test_resume_of_a_finished_run_returns_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_to_train(monkeypatch)
     assert train(tiny_recipe(), bundle.path, resume=True).manifest == bundle.manifest
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_resume_with_another_recipe_names_what_differs(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, finished: bool
-) -> None:
+def test_resume_with_another_recipe_names_the_difference(bundle: Bundle, finished: bool) -> None:
     if not finished:
         (bundle.path / "manifest.json").unlink()
     with pytest.raises(TrainingError, match=r"train\.lr: 0\.1, 0\.3"):
         train(tiny_recipe(train={"lr": 0.3}), bundle.path, resume=True)
 
 
-def test_a_run_is_not_overwritten_unless_asked(bundle: Bundle) -> None:
+def test_run_is_not_overwritten_without_force(bundle: Bundle) -> None:
     before = weights(bundle.path)
     with pytest.raises(TrainingError, match=r"--resume.*--force.*--out"):
         train(tiny_recipe(train={"seed": 3}), bundle.path)
@@ -46,11 +45,11 @@ def test_a_run_is_not_overwritten_unless_asked(bundle: Bundle) -> None:
 
 
 def test_force_replaces_a_bundle_when_the_new_one_is_finished(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    images: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, recipe = weights(bundle.path), tiny_recipe(train={"seed": 3, "epochs": 1})
+    before, recipe = weights(bundle.path), quick_recipe(images, train={"seed": 3})
     with monkeypatch.context() as patch:
-        interrupt(patch, 5, signal.SIGINT)
+        before_step(patch, 5, interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, bundle.path, force=True, device="cpu")
     assert weights(Bundle.open(bundle.path).path) == before
@@ -61,26 +60,22 @@ def test_force_replaces_a_bundle_when_the_new_one_is_finished(
     assert [p.name for p in bundle.path.parent.iterdir()] == [bundle.path.name]
 
 
-def test_force_goes_on_where_it_was_killed_before_the_swap(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+def test_force_and_resume_after_a_kill_before_the_replacement(
+    images: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = tiny_recipe(train={"seed": 3, "epochs": 1})
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+    recipe = quick_recipe(images, train={"seed": 3})
     with monkeypatch.context() as patch:
-        patch.setattr(run, "replace_folder", killed)
+        patch.setattr(run, "replace_folder", lambda *_: interrupt())
         with pytest.raises(KeyboardInterrupt):
             train(recipe, bundle.path, force=True, device="cpu")
     assert Bundle.open(bundle.path).recipe().train.seed == 0
-    monkeypatch.setattr(run, "Run", None)  # all is trained: nothing is left but the swap
+    refuse_to_train(monkeypatch)  # only the replacement is left to do
     assert train(recipe, bundle.path, force=True, resume=True).path == bundle.path
     assert Bundle.open(bundle.path).recipe().train.seed == 3
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, force: bool) -> None:
+def test_folder_with_other_files_is_refused(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(TrainingError, match=r"thesis\.tex"):
         train(tiny_recipe(), tmp_path, force=force)
