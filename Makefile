@@ -34,7 +34,7 @@ demo: $(STAMP)  ## train, export and verify on real data, in minutes
 	$(BIN)/robust-export demo
 
 test: $(STAMP)  ## run every test
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-serve:  ## serve in a fresh .venv-serve without torch, and ask with another client
 	rm -rf .venv-serve

@@ -16,6 +16,7 @@ os.environ["ROBUST_EXPORT_ORT_LIBRARY"] = ""  # stock ONNX Runtime unless a test
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import copytree, rmtree
 from typing import Any, TypeAlias
@@ -35,6 +36,8 @@ from robust_export.recipe.schema import Recipe
 from robust_export.runtimes.tensorrt.gpu_info import gpu_capability
 from robust_export.runtimes.tensorrt.variants import Variant, load_variant
 from robust_export.training.run import train
+from robust_export.utils.timing import measure
+from robust_export.verification import compare
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {"name": "resnet10t_sparta", "image_size": 8, "channels": [8, 8, 16, 16], "stem_width": 8},
@@ -46,8 +49,24 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` if there is no NVIDIA GPU."""
+SLOW_FILES = (
+    "kernels/test_core.py",
+    "kernels/test_cuda_kernel.py",
+    "kernels/test_cubins.py",
+    "training/test_interruption.py",
+    "training/test_distributed.py",
+    "verification/test_fault_cases.py",
+    "serving/test_server_process.py",
+)
+"""The slowest test files, slowest first. They start first, so that no worker ends long after the others."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start slow files first, and skip tests marked `gpu` if there is no NVIDIA GPU."""
+    order = {config.rootpath / "tests" / name: i for i, name in enumerate(SLOW_FILES)}
+    if missing := [path for path in order if not path.is_file()]:
+        raise pytest.UsageError(f"SLOW_FILES in tests/conftest.py names {missing[0]}, which does not exist")
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and gpu_capability() is None:
         for item in marked:
@@ -129,6 +148,14 @@ def precisions(trained: Path, once_per_run: OncePerRun) -> Path:
 def whole(precisions: Path, tmp_path: Path) -> Bundle:
     """Return a copy of `precisions` that the test may change."""
     return Bundle.open(copytree(precisions, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_latency() -> Iterator[None]:
+    """Let `verify` measure an artifact's latency by a few calls, not by calls for a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "measure", partial(measure, warm_up=0, min_time=0))
+        yield
 
 
 @dataclass(frozen=True)
