@@ -1,4 +1,4 @@
-"""Run `robust-export` as `python -m robust_export`."""
+"""Run the command line: `python -m robust_export` is the same as `robust-export`."""
 
 from robust_export.cli import cli
 

@@ -93,7 +93,7 @@ def test_explain_builds_nothing(bundle: Bundle, rtx: Variant, plugin: Path, tmp_
         (["--workspace", "-1"], 2, "'--workspace'"),
         (["--fuse-add", "--plugin", "none"], 2, "--fuse-add was given with --plugin none"),
         (["--plugin", "aott"], 2, "'library', 'aot', 'none'"),
-        (["--plugin", "aot", "--flavor", "rtx"], 1, "has no plugins that are compiled ahead of time"),
+        (["--plugin", "aot", "--flavor", "rtx"], 1, "has no ahead-of-time plugins"),
         (["--timing-cache", "x", "--flavor", "rtx", "--plugin", "none"], 1, "no timing cache"),
     ],
 )

@@ -12,7 +12,13 @@ import pytest
 from robust_export.bundle import Bundle
 from tests.cli.invoke import run
 
-QUICK = ["--samples", "40", "--iterations", "1", "--queries", "1", "--device", "cpu"]
+QUICK = ["--samples", "10", "--iterations", "1", "--queries", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write an empty report.html: its charts take half of the time of a small verification."""
+    monkeypatch.setattr("robust_export.verification.verify.render", lambda report: "")
 
 
 def test_undecided_verdict_exits_with_3(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
