@@ -1,4 +1,4 @@
-"""The losses against their formulas, written out image by image in float64, and against known optima."""
+"""Losses against their formulas, computed image by image in float64."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def divergence(row: list[float], other: list[float]) -> float:
 
 
 @CASES
-def test_trades_is_its_formula(beta: float, smoothing: float) -> None:
+def test_trades_equals_its_formula(beta: float, smoothing: float) -> None:
     clean, attacked, labels = example()
     rows = zip(clean.double().tolist(), attacked.double().tolist(), labels.tolist(), strict=True)
     expected = [smooth_entropy(a, y, smoothing) + beta * divergence(a, b) for a, b, y in rows]
@@ -46,14 +46,14 @@ def test_trades_is_its_formula(beta: float, smoothing: float) -> None:
 
 
 @CASES
-def test_mart_is_its_formula(beta: float, smoothing: float) -> None:
+def test_mart_equals_its_formula(beta: float, smoothing: float) -> None:
     clean, attacked, labels = example()
     expected = []
     rows = zip(clean.double().tolist(), attacked.double().tolist(), labels.tolist(), strict=True)
     for a, b, y in rows:
-        rival = max(p for k, p in enumerate(softmax(b)) if k != y)
-        boosted = smooth_entropy(b, y, smoothing) - math.log(1.0001 - rival)
-        expected.append(boosted + beta * divergence(a, b) * (1 - softmax(a)[y]))
+        largest_other = max(p for k, p in enumerate(softmax(b)) if k != y)
+        boosted_entropy = smooth_entropy(b, y, smoothing) - math.log(1.0001 - largest_other)
+        expected.append(boosted_entropy + beta * divergence(a, b) * (1 - softmax(a)[y]))
     found = mart(clean, attacked, labels, beta, smoothing)
     assert found.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
@@ -69,30 +69,30 @@ def test_cross_entropy_takes_classes_and_probabilities(smoothing: float) -> None
         assert found.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
-def test_losses_are_finite_where_a_softmax_is_0_or_1() -> None:
-    sure = torch.tensor([[1000.0, 0.0, 0.0]], requires_grad=True)
+def test_losses_are_finite_for_probabilities_0_and_1() -> None:
+    certain = torch.tensor([[1000.0, 0.0, 0.0]], requires_grad=True)
     wrong = torch.tensor([0])
     other = torch.tensor([[0.0, 1000.0, 0.0]], requires_grad=True)
-    for loss in (trades(sure, other, wrong, 6.0), mart(sure, other, wrong, 5.0)):
+    for loss in (trades(certain, other, wrong, 6.0), mart(certain, other, wrong, 5.0)):
         assert loss.isfinite()
-        gradients = torch.autograd.grad(loss, [sure, other])
+        gradients = torch.autograd.grad(loss, [certain, other])
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_the_gradient_of_trades_flows_through_both() -> None:
+def test_gradient_of_trades_in_both_logits() -> None:
     clean, attacked, labels = example()
     a, b = clean.requires_grad_(), attacked.requires_grad_()
     ga, gb = torch.autograd.grad(trades(a, b, labels, 6.0), [a, b])
     p, q = a.double().softmax(1), b.double().softmax(1)
     torch.testing.assert_close(gb.double(), 6.0 * (q - p) / len(labels), rtol=1e-4, atol=1e-6)
     log = (p / q).log()
-    of_kl = p * (log - (p * log).sum(1, keepdim=True))
+    kl_gradient = p * (log - (p * log).sum(1, keepdim=True))
     one_hot = torch.nn.functional.one_hot(labels, 5)
-    expected = (p - one_hot + 6.0 * of_kl) / len(labels)
+    expected = (p - one_hot + 6.0 * kl_gradient) / len(labels)
     torch.testing.assert_close(ga.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_equal_logits_diverge_by_nothing() -> None:
+def test_equal_logits_have_no_divergence() -> None:
     clean, _, labels = example()
     assert kl_divergence(clean, clean).item() == pytest.approx(0, abs=1e-6)
     assert trades(clean, clean, labels, 6.0) == pytest.approx(cross_entropy(clean, labels).item(), rel=1e-6)
