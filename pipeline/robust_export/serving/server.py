@@ -73,7 +73,7 @@ async def _serve(
     grpc_address: tuple[str, int], on_ready: OnReady, parent: int | None,
 ) -> None:  # fmt: skip
     service = InferenceService(models, settings, Metrics())
-    rest_server = _RestServer(_uvicorn_config(settings, service))
+    rest_server = _RestServer(uvicorn_config(settings, service))
     stop, stop_now = _stop_events(parent)
     scheme = "https" if settings.tls else "http"
     facts: dict[str, Any] = {
@@ -109,7 +109,12 @@ async def _force_exit(
         await grpc_server.stop(None)
 
 
-def _uvicorn_config(settings: Settings, service: InferenceService) -> uvicorn.Config:
+def uvicorn_config(settings: Settings, service: InferenceService) -> uvicorn.Config:
+    """Return the configuration of the REST server.
+
+    Raises:
+        InvalidValue: if the certificate or its key cannot be loaded.
+    """
     config = uvicorn.Config(
         application(service), http=limited_connection(settings.timeout, settings.connections), ws="none",
         lifespan="off", log_config=None, access_log=False, proxy_headers=False, server_header=False,

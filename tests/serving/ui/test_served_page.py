@@ -101,7 +101,8 @@ def test_slider_shows_the_decisions_of_the_file(page: Tab, content: dict[str, An
         for step, value in enumerate(drag(page, len(content["radii"]))):
             assert value == step
             seen.append(page.text("decision"))
-            assert page.text("verdict") == ("ROBUST" if decisions[step] == correct else "BROKEN")
+            verdict = ("ROBUST" if step else "CORRECT") if decisions[step] == correct else "BROKEN"
+            assert page.text("verdict") == verdict
             bar = page.js("document.querySelector('#chart .selected').className.baseVal")
             assert bar == ("robust selected" if decisions[step] == correct else "broken selected")
         assert seen == decisions
@@ -167,7 +168,7 @@ def test_page_asks_for_the_api_key(
             browser.wait_until_idle()
             assert browser.js("document.body.dataset.state") == state
             assert ("does not accept" in browser.text("error")) == (key == "wrong")
-        assert browser.text("verdict") == "ROBUST"
+        assert browser.text("verdict") == "CORRECT"
         assert browser.js("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
         browser.open(url)
         assert browser.js("document.body.dataset.state") == "key"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_export.errors import BuildError, reason
-from robust_export.kernels.paths import cache
+from robust_export.kernels.paths import cache_folder
 from robust_export.utils.files import write_atomically
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
@@ -51,7 +51,7 @@ def find_runtime(folder: Path | None = None, say: Callable[[str], None] = lambda
     """
     if folder is not None:
         return _from_folder(folder)
-    archive = cache() / f"{PACKAGE}-{VERSION}.tgz"
+    archive = cache_folder() / f"{PACKAGE}-{VERSION}.tgz"
     if not archive.is_file():
         say(f"fetching {PACKAGE} {VERSION} by npm")
         write_atomically(archive, _fetch())

@@ -90,7 +90,7 @@ async function selectExample(index, current) {
   $("explanation").textContent = `Image ${image.index} of the test split of ${examples.dataset}. The attacks were computed `
     + `beforehand on the reference model: PGD, ${norm}, ${steps} steps at each of ${examples.radii.length} radii. The `
     + "decisions are computed now. Each bar is the margin of the true class; below the line the attack succeeds. The "
-    + `dashed line marks the trained eps, ${formatEps(eps)}. Stronger attacks may succeed at a smaller eps.`;
+    + `dashed line marks the eps of the threat model, ${formatEps(eps)}. Stronger attacks may succeed at a smaller eps.`;
   $("attack").hidden = false;
   for (let i = 0; i < example.inputs.length; i++) {
     const logits = await model.infer(example.inputs[i]);
@@ -108,7 +108,7 @@ function showSelectedEps() {
   if (logits[i]) showDecision(model.labels, logits[i]);
   showAttack(model.labels, label, logits[i], radii[i], examples.threat.eps);
   showChart(margins, i, radii.indexOf(examples.threat.eps));
-  showPerturbation(bytes, inputs[i], model.inputShape);
+  showDifference(bytes, inputs[i], model.inputShape);
 }
 
 async function classifyFile(file, current) {

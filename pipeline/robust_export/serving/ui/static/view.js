@@ -47,13 +47,13 @@ function showDecision(labels, logits) {
 }
 
 // Draw one bar per radius: up where the label's margin is positive, down where the attack succeeds.
-function showChart(margins, selected, trained) {
+function showChart(margins, selected, threat) {
   const count = margins.length, [width, height] = [40 * count, 110];
   const known = margins.filter(m => m !== undefined), most = Math.max(1e-9, ...known), least = Math.min(0, ...known);
   const y = m => 6 + (height - 12) * (most - m) / (most - least || 1);
   const chart = createSvg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-  if (trained >= 0) {
-    chart.append(createSvg("line", { x1: 40 * trained + 20, x2: 40 * trained + 20, y1: 0, y2: height, class: "trained" }));
+  if (threat >= 0) {
+    chart.append(createSvg("line", { x1: 40 * threat + 20, x2: 40 * threat + 20, y1: 0, y2: height, class: "threat" }));
   }
   margins.forEach((margin, i) => {
     if (margin === undefined) return;
@@ -65,24 +65,25 @@ function showChart(margins, selected, trained) {
   $("chart").replaceChildren(chart);
 }
 
-function showPerturbation(bytes, pixels, inputShape) {
+function showDifference(bytes, pixels, inputShape) {
   const clean = toPixels(bytes), change = pixels.map((p, i) => p - clean[i]);
   const largest = change.reduce((most, c) => Math.max(most, Math.abs(c)), 0), factor = largest ? 0.5 / largest : 0;
   paint($("clean"), clean, inputShape);
-  paint($("perturbation"), change.map(c => 0.5 + factor * c), inputShape);
+  paint($("difference"), change.map(c => 0.5 + factor * c), inputShape);
   paint($("adversarial"), pixels, inputShape);
-  $("factor").textContent = largest ? `perturbation, amplified ${factor.toFixed(factor < 10 ? 1 : 0)} times` : "no perturbation";
+  $("factor").textContent = largest ? `difference, amplified ${factor.toFixed(factor < 10 ? 1 : 0)} times` : "no difference";
 }
 
-function showAttack(labels, label, logits, eps, trainedEps) {
-  const robust = logits && rank(logits).decision === label;
-  $("verdict").textContent = logits ? (robust ? "ROBUST" : "BROKEN") : "";
-  $("verdict").className = robust ? "robust" : "broken";
-  const relative = eps === trainedEps ? "the trained eps" : `${formatEps(eps / trainedEps)} times the trained eps`;
+function showAttack(labels, label, logits, eps, threatEps) {
+  const correct = logits && rank(logits).decision === label;
+  const verdict = eps ? (correct ? "ROBUST" : "BROKEN") : (correct ? "CORRECT" : "MISCLASSIFIED");
+  $("verdict").textContent = logits ? verdict : "";
+  $("verdict").className = correct ? "robust" : "broken";
+  const relative = `${eps === threatEps ? "" : `${formatEps(eps / threatEps)} times `}the threat model's eps`;
   const prefix = eps ? `At eps ${formatEps(eps)} (${relative}), ` : "Without an attack, ";
   const decision = logits && labels[rank(logits).decision];
   $("sentence").textContent = !logits ? `${prefix}no result yet.`
-    : robust ? `${prefix}the model classifies the image correctly as ${decision}${eps ? "; the attack fails" : ""}.`
+    : correct ? `${prefix}the model classifies the image correctly as ${decision}${eps ? "; the attack fails" : ""}.`
     : `${prefix}the model classifies the image as ${decision} instead of ${labels[label]}${eps ? "; the attack succeeds" : ""}.`;
 }
 
