@@ -1,4 +1,4 @@
-"""PGD against optima that are known in closed form."""
+"""PGD and its parts against closed forms."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def size(delta: Tensor, threat: Threat) -> Tensor:
 
 
 def linear_loss(direction: Tensor) -> nn.Module:
-    """Return a 'network' with two logits whose cross-entropy rises along `direction`."""
+    """Return a network with two logits whose cross-entropy increases along `direction`."""
 
-    class Two(nn.Module):
+    class TwoLogits(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             score = (x * direction).flatten(1).sum(1)
             return torch.stack([-score, score], dim=1)
 
-    return Two()
+    return TwoLogits()
 
 
 @THREATS
@@ -43,23 +43,23 @@ def test_finds_the_optimum_of_a_linear_loss(threat: Threat) -> None:
 
 
 @THREATS
-def test_breaks_what_can_be_broken_and_nothing_else(linear: Linear, threat: Threat) -> None:
+def test_breaks_breakable_images_and_no_other(linear: Linear, threat: Threat) -> None:
     eps = 0.005 if threat.norm == "Linf" else 0.03
     threat = Threat(threat.norm, eps)
     found = pgd(
         linear.module, linear.pixels, linear.labels, threat, steps=60, step_size=eps / 8,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    stands = linear.module(found).argmax(1) == linear.labels
+    correct = linear.module(found).argmax(1) == linear.labels
     robust = linear.robust(eps, threat.norm)
     assert robust.any()
     assert not robust.all()
-    assert stands[robust].all()  # the closed form bounds every attack
-    assert (stands & ~robust).sum() <= 4  # cross-entropy may head for another than the nearest class
+    assert correct[robust].all()  # the closed form bounds every attack
+    assert (correct & ~robust).sum() <= 4  # the cross-entropy may lead to another class than the nearest
 
 
 @THREATS
-def test_stays_in_the_ball_and_in_the_pixels_range(threat: Threat) -> None:
+def test_stays_in_the_ball_and_the_pixel_range(threat: Threat) -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.rand(16, 3, 4, 4, generator=generator).round(decimals=1)  # some pixels at 0 and at 1
     y = torch.zeros(16, dtype=torch.int64)
@@ -72,7 +72,7 @@ def test_stays_in_the_ball_and_in_the_pixels_range(threat: Threat) -> None:
 
 
 @THREATS
-def test_projection_is_the_nearest_point_of_the_ball(threat: Threat) -> None:
+def test_projection_onto_the_ball(threat: Threat) -> None:
     generator = torch.Generator().manual_seed(4)
     center = torch.full((5, 3, 4, 4), 0.5)
     inside = center + 0.001
@@ -83,7 +83,7 @@ def test_projection_is_the_nearest_point_of_the_ball(threat: Threat) -> None:
 
 
 @THREATS
-def test_a_random_start_fills_the_ball(threat: Threat) -> None:
+def test_random_start_fills_the_ball(threat: Threat) -> None:
     x = torch.full((512, 1, 4, 4), 0.5)
     start = random_start(x, threat, torch.Generator().manual_seed(5))
     radii = size(start - x, threat)
@@ -104,7 +104,7 @@ def test_zero_steps_return_the_images(linear: Linear) -> None:
     assert torch.equal(found, linear.pixels)
 
 
-def test_works_where_gradients_are_switched_off(linear: Linear) -> None:
+def test_works_under_no_grad(linear: Linear) -> None:
     with torch.no_grad():
         found = pgd(linear.module, linear.pixels, linear.labels, LINF, steps=1, step_size=0.1)
     assert not torch.equal(found, linear.pixels)
