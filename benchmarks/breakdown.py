@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kernel import gated_resnet  # beside this file
-from robust_export.benchmark.end_to_end import relu_variant
+from robust_export.benchmark.networks import relu_variant
 from robust_export.export.exporter import export_onnx
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 

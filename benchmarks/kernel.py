@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from robust_export.benchmark.end_to_end import FUSED, PEERS, TITLES, bench_network, sparta_planes
-from robust_export.benchmark.operator import BLOCKS, BODY, PLANES, bench_operator
-from robust_export.benchmark.results import Bench
+from robust_export.benchmark.end_to_end import FUSED, PEERS, TITLES, bench_network
+from robust_export.benchmark.networks import sparta_inputs
+from robust_export.benchmark.operator import FUNCTION_BODY, FUSED_BLOCKED, FUSED_NCHW, bench_operator
+from robust_export.benchmark.results import BenchmarkReport
 from robust_export.export.exporter import export_onnx
 from robust_export.nn.models import create_model
 from robust_export.nn.sparta import sparta_modules
@@ -52,12 +53,12 @@ def planes() -> list[tuple[int, int, int, int]]:
     for name in ("r18_sparta", "r50_sparta"):
         for size, batches in CASES:
             network = gated_resnet(name, size)
-            for (_, c, h, w), _ in sparta_planes(network, np.zeros((1, 3, size, size), np.float32)):
+            for (_, c, h, w), _ in sparta_inputs(network, np.zeros((1, 3, size, size), np.float32)):
                 shapes |= dict.fromkeys((batch, c, h, w) for batch in batches)
     return sorted(shapes, key=lambda s: (s[0], -s[2], s[1]))
 
 
-def run() -> Bench:
+def run() -> BenchmarkReport:
     """Measure everything in this process."""
     runs, parts = [], []
     for size, batches in CASES:
@@ -67,10 +68,10 @@ def run() -> Bench:
             parts.append(
                 bench_network(network, file, "r18_sparta", batches=batches, threads=THREADS, say=print)
             )
-        runs += parts[-1].runs
+        runs += parts[-1].comparisons
     for threads in THREADS:
         runs += bench_operator(planes(), threads=threads, say=print)
-    return replace(parts[0], runs=runs)
+    return replace(parts[0], comparisons=runs)
 
 
 def targets(result: dict[str, Any]) -> Table:
@@ -103,10 +104,10 @@ def targets(result: dict[str, Any]) -> Table:
                     r >= 1.8,
                 )
             continue
-        for name in (PLANES, BLOCKS):
+        for name in (FUSED_NCHW, FUSED_BLOCKED):
             if name not in time:
                 continue
-            gain, copy = time[BODY] / time[name], item["copy_seconds"] / time[name]
+            gain, copy = time[FUNCTION_BODY] / time[name], item["copy_seconds"] / time[name]
             if item["shape"][2] >= 28:
                 row(f"{title}: body / {name}", "at least 2", gain, gain >= 2)
                 row(f"{title}: {name}, share of copy bandwidth", "at least 0.7", copy, copy >= 0.7)
@@ -144,7 +145,8 @@ def plot(result: dict[str, Any]) -> None:
     left.legend(fontsize=7, ncols=2, loc="upper left")
     left.set_ylim(0, max(t["ratio"] for item in models for t in item["timings"].values()) * 1.35)
     alone = [item for item in result["runs"] if item["threads"] == 2 and "shape" in item]
-    for name, colour, mark in ((BODY, "#a8a29e", "s"), (PLANES, "#fb923c", "o"), (BLOCKS, "#c2410c", "^")):
+    styles = {FUNCTION_BODY: ("#a8a29e", "s"), FUSED_NCHW: ("#fb923c", "o"), FUSED_BLOCKED: ("#c2410c", "^")}
+    for name, (colour, mark) in styles.items():
         points = [
             (item["shape"][2], item["copy_seconds"] / item["timings"][name]["median"])
             for item in alone if name in item["timings"]

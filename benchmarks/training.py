@@ -171,7 +171,7 @@ def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
     cpu: dict[str, list[float]] = {}
     with ExitStack() as stack:
         turns = {name: stack.enter_context(variant_process(name, options, cpu)) for name in names}
-        timed = measure(turns, rounds=options.rounds, settle=0, turn=0)
+        timed = measure(turns, rounds=options.rounds, warm_up=0, min_time=0)
     spent = {name: sorted(cpu[name][1:])[len(cpu[name][1:]) // 2] for name in names}
     return {
         name: {

@@ -1,4 +1,4 @@
-"""The benchmark on a GPU: what is built, compared and missed, with stand-ins."""
+"""Benchmark of TensorRT engines: what is built, compared and missing. TensorRT is replaced."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Classifier:
         self.calls.append(-len(pixels))
 
     def compute(self, batch: int) -> None:
-        assert self.calls[0] == -batch, "it is measured on what it has seen"
+        assert self.calls[0] == -batch, "measured on a batch that it has run"
         self.calls.append(batch)
 
     def fused_nodes(self) -> int:
         return self.sparta_nodes
 
 
-EXPORTED: dict[tuple[bool, int], bytes] = {}  # of the one network here and its twin, by opset: slow to export
+EXPORTED: dict[tuple[bool, int], bytes] = {}  # the network and its ReLU variant, by opset: exporting is slow
 
 
 def exported(network: nn.Module, *plane: int, opset: int) -> onnx.ModelProto:
@@ -49,15 +49,17 @@ def exported(network: nn.Module, *plane: int, opset: int) -> onnx.ModelProto:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Graph, str, Options]]:
-    """A machine with a GPU; what would be built there."""
+    """Replace TensorRT and the GPU; return what would be built."""
     built: list[tuple[Graph, str, Options]] = []
 
-    def parse(graph: Graph, precision: str, flavor: object) -> tuple[Graph, str]:
+    def parse_network(graph: Graph, precision: str, variant: object) -> tuple[Graph, str]:
         if graph.plugin == "aot":
             raise ArtifactError("there is no NVRTC")
         return graph, precision
 
-    def build(parsed: tuple[Graph, str], asked: Sequence[object], options: Options) -> Iterator[Any]:
+    def build_engines(
+        parsed: tuple[Graph, str], capabilities: Sequence[object], options: Options
+    ) -> Iterator[Any]:
         built.append((*parsed, options))
 
         class Engine:
@@ -66,11 +68,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Graph, str, Options]]:
         yield Engine()
 
     monkeypatch.setattr(engines, "to_onnx", exported)
-    monkeypatch.setattr(engines, "gpu", lambda: (8, 9))
-    monkeypatch.setattr(engines, "find", lambda: None)
-    monkeypatch.setattr(engines, "parse", parse)
-    monkeypatch.setattr(engines, "build", build)
-    monkeypatch.setattr(engines, "describe", lambda parsed, *rest: {"nodes": len(parsed[0].sparta)})
+    monkeypatch.setattr(engines, "gpu_capability", lambda: (8, 9))
+    monkeypatch.setattr(engines, "load_variant", lambda: None)
+    monkeypatch.setattr(engines, "parse_network", parse_network)
+    monkeypatch.setattr(engines, "build_engines", build_engines)
+    monkeypatch.setattr(engines, "engine_facts", lambda parsed, *rest: {"nodes": len(parsed[0].sparta)})
     monkeypatch.setattr(engines, "TensorRTClassifier", Classifier)
     monkeypatch.setattr(engines, "machine", lambda device: {"gpu": device.type})
     monkeypatch.setattr(engines, "_compiled", lambda *given: lambda: None)
@@ -78,7 +80,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Graph, str, Options]]:
 
 
 @pytest.mark.parametrize(("precision", "element"), [("fp32", 1), ("fp16", 10), ("bf16", 16)])
-def test_who_is_compared(
+def test_compared_engines(
     trained: Path, graphs: list[tuple[Graph, str, Options]], precision: str, element: int
 ) -> None:
     result = engines.bench_engines(trained, precision=precision, batches=[1, 3], rounds=1)
@@ -93,27 +95,27 @@ def test_who_is_compared(
     kinds = [(len(g.sparta), sum(n.op_type == "Relu" for n in g.model.graph.node)) for g, *_ in graphs[:3]]
     nodes = kinds[0][0]
     assert kinds[0] == (nodes, 0)
-    assert kinds[2] == (0, nodes)  # the twin has a ReLU for every Sparta node
+    assert kinds[2] == (0, nodes)  # the ReLU variant has a ReLU for every Sparta node
     assert (result.fused_nodes, result.sparta_nodes) == (nodes, nodes)
-    for run, batch in zip(result.runs, (1, 3), strict=True):
-        assert run.reference == "TensorRT, ReLU twin"
-        assert run.facts["batch"] == batch
-        assert set(run.timings) == {engines.PEERS[p] for p in ("plugin", "body", "relu", "compile")}
+    for comparison, batch in zip(result.comparisons, (1, 3), strict=True):
+        assert comparison.baseline == "TensorRT, ReLU twin"
+        assert comparison.facts["batch"] == batch
+        assert set(comparison.timings) == {engines.PEERS[p] for p in ("plugin", "body", "relu", "compile")}
     assert result.missing == {"TensorRT, kernels in the engine": "there is no NVRTC"}
 
 
-def test_the_twin_is_the_same_network(trained: Path, graphs: list[tuple[Graph, str, Options]]) -> None:
+def test_relu_variant_has_the_same_weights(trained: Path, graphs: list[tuple[Graph, str, Options]]) -> None:
     engines.bench_engines(trained, batches=[2], against=["plugin", "relu"], rounds=1)
-    ours, twin = (graph.model.graph for graph, *_ in graphs)
+    sparta, relu = (graph.model.graph for graph, *_ in graphs)
 
     def convolutions(graph: onnx.GraphProto) -> list[bytes]:
         values = {t.name: t.raw_data for t in graph.initializer}
         return [values[n.input[1]] for n in graph.node if n.op_type == "Conv"]
 
-    assert convolutions(ours) == convolutions(twin)
+    assert convolutions(sparta) == convolutions(relu)
 
 
-def test_what_cannot_be_measured(trained: Path, graphs: list[tuple[Graph, str, Options]]) -> None:
+def test_refused_settings(trained: Path, graphs: list[tuple[Graph, str, Options]]) -> None:
     with pytest.raises(InvalidValue, match=r"nothing to measure:\n.*there is no NVRTC"):
         engines.bench_engines(trained, against=["aot"], rounds=1)
     with pytest.raises(UnknownName, match="peer 'eager'"):
@@ -127,15 +129,15 @@ def test_what_cannot_be_measured(trained: Path, graphs: list[tuple[Graph, str, O
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["--runtime", "tensorrt"], 1, "engines are measured on a GPU, and CUDA sees none here"),
+        (["--runtime", "tensorrt"], 1, "engines are measured on a GPU, but CUDA finds none"),
         (["--runtime", "tensorrt", "--threads", "2"], 2, "--threads need --runtime onnxruntime"),
         (["--precision", "fp16"], 2, "--precision needs --runtime tensorrt"),
     ],
 )
-def test_the_command_without_a_gpu(
+def test_command_without_a_gpu(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, args: list[str], code: int, words: str
 ) -> None:
-    monkeypatch.setattr(engines, "gpu", lambda: None)
+    monkeypatch.setattr(engines, "gpu_capability", lambda: None)
     result = CliRunner().invoke(cli, ["bench", "--model", str(bundle.path), *args])
     assert result.exit_code == code
     assert words in result.stderr
@@ -145,4 +147,4 @@ def test_the_command_without_a_gpu(
 def test_on_a_gpu(bundle: Bundle) -> None:
     result = engines.bench_engines(bundle, batches=[8], rounds=2)
     assert result.fused_nodes == result.sparta_nodes > 0
-    assert result.runs[0].timings["TensorRT, plugin library"].median > 0
+    assert result.comparisons[0].timings["TensorRT, plugin library"].median > 0

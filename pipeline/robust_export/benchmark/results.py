@@ -1,4 +1,4 @@
-"""What a benchmark found: JSON, and tables of ratios measured in one run."""
+"""Results of a benchmark: comparisons as JSON and as tables, with ratios to a baseline."""
 
 from __future__ import annotations
 
@@ -14,27 +14,36 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Run:
-    """One comparison: the same inputs, threads and moment for every contestant."""
+class Comparison:
+    """Timings of several implementations, measured in turns on the same inputs.
+
+    Attributes:
+        baseline: the implementation that ratios refer to.
+        facts: batch, image_size, bytes, ...
+    """
 
     title: str
     threads: int
-    reference: str  # the contestant that the ratios are of
+    baseline: str
     timings: Mapping[str, Timing]
-    facts: dict[str, Any] = field(default_factory=dict)  # batch, image_size, bytes, ...
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def ratio(self, name: str) -> float:
-        """Return how many times as long as the reference a contestant takes."""
-        return self.timings[name].median / self.timings[self.reference].median
+        """Return the median time of an implementation divided by the baseline's."""
+        return self.timings[name].median / self.timings[self.baseline].median
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Comparisons that were made in one process."""
+class BenchmarkReport:
+    """Comparisons made in one process.
+
+    Attributes:
+        missing: implementations that this machine does not have, and why.
+    """
 
     model: str
-    runs: list[Run]
-    missing: dict[str, str]  # contestants that this machine does not have, and why
+    comparisons: list[Comparison]
+    missing: dict[str, str]
     fused_nodes: int
     sparta_nodes: int
     provenance: dict[str, Any]
@@ -42,38 +51,37 @@ class Bench:
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA, "model": self.model, "fused_nodes": self.fused_nodes,
-            "sparta_nodes": self.sparta_nodes,
-            "runs": [
-                {
-                    "title": run.title, "threads": run.threads, "reference": run.reference, **run.facts,
-                    "timings": {
-                        name: asdict(timing) | {"ratio": run.ratio(name)}
-                        for name, timing in run.timings.items()
-                    },
-                }
-                for run in self.runs
-            ],
+            "sparta_nodes": self.sparta_nodes, "runs": [_to_dict(item) for item in self.comparisons],
             "missing": self.missing, "provenance": self.provenance,
         }  # fmt: skip
 
     def tables(self) -> list[Table]:
-        """Return what the terminal shows, a table for each comparison."""
-        return [_table(run) for run in self.runs]
+        """Return the terminal's table of each comparison."""
+        return [_table(item) for item in self.comparisons]
 
 
-def _table(run: Run) -> Table:
-    threads = f"{run.threads} thread" + ("s" if run.threads > 1 else "")
-    table = Table(title=f"{run.title}, {threads}", title_justify="left")
-    table.add_column("what runs")
-    for name in ("median", "quartiles", f"times {run.reference}"):
+def _to_dict(item: Comparison) -> dict[str, Any]:
+    return {
+        "title": item.title, "threads": item.threads, "reference": item.baseline, **item.facts,
+        "timings": {
+            name: asdict(timing) | {"ratio": item.ratio(name)} for name, timing in item.timings.items()
+        },
+    }  # fmt: skip
+
+
+def _table(item: Comparison) -> Table:
+    threads = f"{item.threads} thread" + ("s" if item.threads > 1 else "")
+    table = Table(title=f"{item.title}, {threads}", title_justify="left")
+    table.add_column("implementation")
+    for name in ("median", "quartiles", f"times {item.baseline}"):
         table.add_column(name, justify="right")
-    for name, timing in run.timings.items():
-        spread = f"{1e3 * timing.low:.3g} to {1e3 * timing.high:.3g}"
-        table.add_row(name, f"{1e3 * timing.median:.3g} ms", spread, f"{run.ratio(name):.3f}")
-    if "copy_seconds" in run.facts:
-        share = run.facts["copy_seconds"] / run.timings[run.reference].median
+    for name, timing in item.timings.items():
+        quartiles = f"{1e3 * timing.low:.3g} to {1e3 * timing.high:.3g}"
+        table.add_row(name, f"{1e3 * timing.median:.3g} ms", quartiles, f"{item.ratio(name):.3f}")
+    if "copy_seconds" in item.facts:
+        share = item.facts["copy_seconds"] / item.timings[item.baseline].median
         table.caption = (
-            f"Sparta's planes are {run.facts['bytes'] / 1e6:.3g} MB to read and write; a large copy moves "
-            f"{run.facts['copy_bandwidth'] / 1e9:.1f} GB/s here: {share:.3f} of the reference"
+            f"Sparta reads and writes feature maps of {item.facts['bytes'] / 1e6:.3g} MB; a large copy, at "
+            f"{item.facts['copy_bandwidth'] / 1e9:.1f} GB/s, would take {share:.3f} of the baseline's time"
         )
     return table

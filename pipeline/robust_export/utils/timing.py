@@ -1,15 +1,15 @@
-"""Timing several ways of doing the same, so that their ratios mean something.
+"""Timing of several calls in turns, so that their ratios are comparable.
 
-Everything runs in one process, in turns: what slows the machine down for a while slows all of them. A turn
-begins with calls that are not counted, until the caches are warm and the threads of the one before have
-gone to sleep (thread pools keep spinning for milliseconds), and the order changes from round to round.
+All calls run in one process. In each round every call has one turn, so that a slow phase of the machine
+affects all of them. Before a turn the call runs without being timed, until caches are warm and the thread
+pools of the previous call are idle (they spin for milliseconds). The order rotates from round to round.
+docs/decisions/0017-timing.md compares this with torch.utils.benchmark and pyperf.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median, the quartiles, and how many calls they are of."""
+    """Seconds of one call: median, quartiles, and the number of timed calls."""
 
     median: float
     low: float
@@ -28,52 +28,38 @@ class Timing:
 
 
 def measure(
-    contestants: Mapping[str, Call], *, rounds: int = 10, settle: float = 0.08, turn: float = 0.05
+    calls: Mapping[str, Call], *, rounds: int = 10, warm_up: float = 0.08, min_time: float = 0.05
 ) -> dict[str, Timing]:
-    """Return the time that each contestant takes, measured in `rounds` turns each.
+    """Return the timing of each call, measured in `rounds` turns.
 
     Args:
-        settle: seconds, at least, of calls before a turn that are not counted.
-        turn: seconds, at least, of calls that are counted.
+        warm_up: seconds, at least, of untimed calls before a turn.
+        min_time: seconds, at least, of timed calls in a turn.
     """
-    names = list(contestants)
+    names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for call in contestants.values():
-        call()  # what happens once, happens here
+    for call in calls.values():
+        call()  # includes one-time work such as compilation
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            _run_for(contestants[name], settle)
-            seconds[name] += _run_for(contestants[name], turn)
-    return {name: _summary(values) for name, values in seconds.items()}
+            _repeat(calls[name], warm_up)
+            seconds[name] += _repeat(calls[name], min_time)
+    return {name: _summarize(values) for name, values in seconds.items()}
 
 
-def copy_bandwidth(threads: int, *, megabytes: int = 256, rounds: int = 10) -> float:
-    """Return the bytes a second that a large copy reads and writes, with so many threads."""
-    source = np.ones(megabytes << 18, np.float32)
-    target = np.zeros_like(source)
-    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
-    with ThreadPoolExecutor(threads) as pool:
-
-        def copy() -> None:
-            list(pool.map(lambda part: np.copyto(*part), parts))
-
-        timing = measure({"copy": copy}, rounds=rounds, settle=0, turn=0)
-    return 2 * source.nbytes / timing["copy"].median
-
-
-def _run_for(call: Call, least: float) -> list[float]:
-    """Call at least once, and until `least` seconds are over; return what each call took."""
-    taken: list[float] = []
+def _repeat(call: Call, min_time: float) -> list[float]:
+    """Call once, and again until `min_time` has passed; return the seconds of each call."""
+    seconds: list[float] = []
     total = 0.0
-    while not taken or total < least:
+    while not seconds or total < min_time:
         started = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - started)
-        total += taken[-1]
-    return taken
+        seconds.append(time.perf_counter() - started)
+        total += seconds[-1]
+    return seconds
 
 
-def _summary(values: list[float]) -> Timing:
-    low, median, high = (float(q) for q in np.percentile(values, [25, 50, 75]))
-    return Timing(median, low, high, len(values))
+def _summarize(seconds: list[float]) -> Timing:
+    low, median, high = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
+    return Timing(median, low, high, len(seconds))
