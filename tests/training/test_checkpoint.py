@@ -72,8 +72,8 @@ def test_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
 def test_restored_optimiser_takes_the_same_steps(kind: type[torch.optim.Optimizer]) -> None:
     def start() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         parameter = torch.nn.Parameter(torch.arange(3.0))
-        options: dict[str, Any] = {"momentum": 0.9} if kind is torch.optim.SGD else {}
-        return parameter, kind([parameter], lr=0.1, **options)
+        options: dict[str, Any] = {"lr": 0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {})}
+        return parameter, kind([parameter], **options)
 
     def step(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
         parameter.grad = parameter.detach().square()

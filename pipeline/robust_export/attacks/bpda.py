@@ -42,7 +42,7 @@ def bpda(
         surrogate: the reference model, in eval mode, on the device of `pixels`.
         pixels: [N, C, H, W] in [0, 1].
         labels: [N].
-        observe: called with every input of a gradient step and the logits of both; the arrays may change later.
+        observe: called with each input of a gradient step and the logits of both; they may change later.
 
     Returns:
         [N, C, H, W] in the threat's ball: a misclassified example where one was found, else the last attempt.
