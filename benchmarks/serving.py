@@ -4,9 +4,9 @@
     python benchmarks/serving.py exported/demo --requests 100000
 
 Starts `robust-export serve`, and a client process with --clients connections, each of which sends one REST
-request after another with --images images as binary tensors. Between these measurements, this process runs the
-same file at its best batch size. The clients write HTTP/1.1 on asyncio streams: they share the cores with the
-server, and an HTTP library would use as much CPU time as the server.
+request after another with --images images as binary tensors. Between these measurements, this process runs
+the same file at its best batch size. The clients write HTTP/1.1 on asyncio streams: they share the cores with
+the server, and an HTTP library would use as much CPU time as the server.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ class Round:
     def __str__(self) -> str:
         return (
             f"{self.in_process:.0f} images/s, served {self.served:.0f} ({self.ratio:.2f}), "
-            f"p50 {self.p50:.1f} ms, p99 {self.p99:.1f} ms; CPU per image: in process {self.in_process_cpu:.1f} ms, server "
-            f"{self.server_cpu:.1f} ms, clients {self.client_cpu:.2f} ms"
+            f"p50 {self.p50:.1f} ms, p99 {self.p99:.1f} ms; CPU per image: in process "
+            f"{self.in_process_cpu:.1f} ms, server {self.server_cpu:.1f} ms, clients {self.client_cpu:.2f} ms"
         )
 
 
