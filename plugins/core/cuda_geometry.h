@@ -1,7 +1,9 @@
-// How Sparta's work is laid over the threads of a GPU: the kernels, their launch and their tests agree on it here.
+// How Sparta's work is divided among the threads of a GPU. Used by the kernels, their launch and their tests;
+// robust_export.export.tensorrt.aot repeats the block counts in Python.
 //
-// A thread of the kernel for planes has `vector` columns of rows_of(vector, k) rows, one of that for channels8 has
-// 8 channels of `strip` columns of a row. Threads are counted along rows first: neighbours read neighbours.
+// A thread of the NCHW kernel computes `vector` columns of rows_per_thread(vector, k) rows of one channel. A thread of
+// the NHWC8 kernel computes 8 channels of `columns_per_thread` columns of one row. Consecutive threads compute
+// neighbouring columns (NCHW) or neighbouring channels (NHWC8), so that a warp's accesses are contiguous.
 
 #pragma once
 
@@ -12,42 +14,44 @@ typedef long long int64_t;
 #endif
 
 #if defined(__CUDACC__)
-#define SPARTA_BOTH __host__ __device__
+#define SPARTA_HOST_DEVICE __host__ __device__
 #else
-#define SPARTA_BOTH
+#define SPARTA_HOST_DEVICE
 #endif
 
 namespace sparta {
 namespace cuda {
 
 constexpr int block_threads = 128;
-constexpr int strip = 2;
+constexpr int columns_per_thread = 2;  // of the NHWC8 kernel
 
-SPARTA_BOTH constexpr int rows_of(int vector, int64_t k) { return vector == 8 || k > 3 ? 2 : 4; }
+SPARTA_HOST_DEVICE constexpr int rows_per_thread(int vector, int64_t k) { return vector == 8 || k > 3 ? 2 : 4; }
 
-SPARTA_BOTH constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+SPARTA_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-// Blocks that a multiprocessor is to hold at once, at least: a bound on registers of 65536 / (128 * this), under
-// which no kernel spills. Without one, the compiler may spill to get down to 64.
-SPARTA_BOTH constexpr int plane_blocks_resident(int k) { return k <= 3 ? 5 : 1; }
-SPARTA_BOTH constexpr int channel_blocks_resident(bool add) { return add ? 2 : 3; }
+// The second argument of __launch_bounds__: blocks that must fit on a multiprocessor at once, which limits a thread to
+// 65536 / (128 * this) registers. No kernel spills within these limits. Without them the compiler may spill to get
+// down to 64 registers.
+SPARTA_HOST_DEVICE constexpr int nchw_min_blocks(int k) { return k <= 3 ? 5 : 1; }
+SPARTA_HOST_DEVICE constexpr int nhwc8_min_blocks(bool add) { return add ? 2 : 3; }
 
-// Elements of one access: 16 bytes where rows of `width` elements and all pointers are aligned to them, else as
-// many as a float, and else one. `alignment` is the largest power of two that divides all pointers.
-SPARTA_BOTH constexpr int vector_of(int64_t element_bytes, int64_t width, int64_t alignment) {
+// Elements per load or store of the NCHW kernel: 16 bytes if rows of `width` elements and all pointers are aligned to
+// 16, else 4 bytes if they are aligned to 4, else one element. `alignment` is the largest power of two that divides
+// all pointers.
+SPARTA_HOST_DEVICE constexpr int vector_width(int64_t element_bytes, int64_t width, int64_t alignment) {
   return width * element_bytes % 16 == 0 && alignment >= 16  ? static_cast<int>(16 / element_bytes)
          : width * element_bytes % 4 == 0 && alignment >= 4 ? static_cast<int>(4 / element_bytes)
                                                             : 1;
 }
 
-// Threads that [n, c, h, w] needs, in either layout, and blocks of them.
-SPARTA_BOTH constexpr int64_t plane_threads(int64_t n, int64_t c, int64_t h, int64_t w, int vector, int64_t k) {
-  return n * c * ceil_div(h, rows_of(vector, k)) * (w / vector);
+// Threads for a tensor [n, c, h, w], and the blocks that hold so many threads.
+SPARTA_HOST_DEVICE constexpr int64_t nchw_threads(int64_t n, int64_t c, int64_t h, int64_t w, int vector, int64_t k) {
+  return n * c * ceil_div(h, rows_per_thread(vector, k)) * (w / vector);
 }
-SPARTA_BOTH constexpr int64_t channel_threads(int64_t n, int64_t c, int64_t h, int64_t w) {
-  return n * h * ceil_div(w, strip) * ceil_div(c, 8);
+SPARTA_HOST_DEVICE constexpr int64_t nhwc8_threads(int64_t n, int64_t c, int64_t h, int64_t w) {
+  return n * h * ceil_div(w, columns_per_thread) * ceil_div(c, 8);
 }
-SPARTA_BOTH constexpr int64_t blocks_of(int64_t threads) { return ceil_div(threads, block_threads); }
+SPARTA_HOST_DEVICE constexpr int64_t block_count(int64_t threads) { return ceil_div(threads, block_threads); }
 
 }  // namespace cuda
 }  // namespace sparta

@@ -1,4 +1,4 @@
-// What one set of instructions offers: the kernels that sparta.cpp chooses among.
+// The interface between sparta.cpp and the kernels of one instruction set.
 
 #pragma once
 
@@ -7,83 +7,85 @@
 
 namespace sparta {
 
-// Rows [begin, end) of one plane, or of `lanes` of them side by side.
-struct Rows {
-  const void* x;          // the plane's first row
+// Arguments of a kernel that computes rows [begin, end) of one feature map, or of one block of feature maps
+// stored side by side ([H, W, block]).
+struct RowsArgs {
+  const void* x;          // the first row of the feature map
   void* y;                // may be x
-  int64_t height, width;  // of the plane
+  int64_t height, width;  // of the feature map
   int64_t begin, end;     // the rows to compute
-  const void* above;      // the k / 2 rows before `begin`, as they were before anything was written
-  const void* below;      // the k / 2 rows from `end` on, likewise; what lies outside the plane is not read
-  const float* taps;      // [1 + k * k][lanes of the layout]: the bias, then the taps
-  float* scratch;         // of scratch_floats()
+  const void* above;      // the k / 2 rows before `begin`, unmodified; rows outside the feature map are not read
+  const void* below;      // the k / 2 rows from `end` on, unmodified; likewise
+  const float* weights;   // [1 + k * k][block]: the bias, then the weight
+  float* scratch;         // rows_scratch_floats() floats
 };
 
-// Small planes [C, H, W] of up to `lanes` channels, turned to [H, W, lanes] and back.
-struct Planes {
+// Arguments of a kernel for up to `lanes` small feature maps [C, H, W], which are transposed to [H, W, lanes].
+struct SmallMapsArgs {
   const void* x;
   void* y;
-  int64_t count;  // of channels, at most `lanes`
+  int64_t channels;  // at most `lanes`
   int64_t height, width;
-  const float* taps;  // [1 + k * k][lanes]
-  float* scratch;     // of planes_floats()
+  const float* weights;  // [1 + k * k][lanes]
+  float* scratch;        // small_maps_scratch_floats() floats
 };
 
-// One image [H, W, C] and its result, or the gradients of it.
-struct Image {
+// Arguments of the kernels for one image [H, W, C], forward and backward.
+struct ImageArgs {
   const float* x;
-  const float* gradient;  // in y; null where y is asked for
-  float* result;          // y, or the gradient in x
-  float* gate;            // 2 sigmoid(w (*) x + b): written for y, where it is not null; read for the gradients
-  float* of_taps;         // [C][1 + k * k], the gradients in the bias and the taps; null where they are not wanted
+  const float* grad_y;  // null for forward
+  float* result;        // y, or grad_x
+  float* gate;          // 2 * sigmoid(w (*) x + b): written by forward unless null, read by backward
+  float* grad_params;   // [C][1 + k * k], grad_bias, then grad_weight; null if not needed
   int64_t height, width, channels;
-  const float* taps;  // [ceil(C / lanes)][1 + k * k][lanes]
-  float* scratch;     // of image_floats()
+  const float* weights;  // [ceil(C / lanes)][1 + k * k][lanes]
+  float* scratch;        // image_scratch_floats() floats
 };
 
-// One kernel for each k = 1, 3, 5, 7, at k / 2.
-template <class Job>
-struct Table {
-  void (*of[4])(const Job&);
+// One kernel for each of k = 1, 3, 5, 7, at index k / 2.
+template <class Args>
+struct BySize {
+  void (*kernel[4])(const Args&);
 };
 
+// All kernels of one instruction set.
 struct Kernels {
   const char* name;
-  int64_t lanes;                          // floats in a vector
-  Table<Rows> rows[3];                    // by Type
-  Table<Planes> planes[3];                // by Type
-  Table<Rows> blocked8, blocked16;        // rows of blocks of channels; null where lanes > block
-  Table<Image> image, gradients;
+  int64_t lanes;                                // floats in a vector
+  BySize<RowsArgs> rows[3];                     // by Type
+  BySize<SmallMapsArgs> small_maps[3];          // by Type
+  BySize<RowsArgs> rows_block8, rows_block16;   // for the blocked layout; null where lanes > block
+  BySize<ImageArgs> forward_image, backward_image;
   void (*exponential)(const float* x, float* y, size_t count);
 };
 
-// Rows of `width` elements of `block` channels are staged `scratch_batch` at a time, each on
-// `scratch_pitch` floats: the row, zeros on both sides, and room for vectors that reach beyond the end.
-constexpr int64_t largest_batch = 32;
-constexpr int64_t scratch_batch(int64_t width, int64_t block) {
+// Rows of `width` * `block` elements are copied to scratch `staged_rows` at a time, one every `row_pitch` floats:
+// zeros, the row, zeros, and room for a vector that ends beyond them.
+constexpr int64_t max_staged_rows = 32;
+constexpr int64_t staged_rows(int64_t width, int64_t block) {
   const int64_t rows = 1024 / (width * block);
-  return rows < 1 ? 1 : rows > largest_batch ? largest_batch : rows;
+  return rows < 1 ? 1 : rows > max_staged_rows ? max_staged_rows : rows;
 }
-constexpr int64_t scratch_left(int64_t block, int64_t k) { return (k / 2 * block + 15) / 16 * 16; }
-constexpr int64_t scratch_pitch(int64_t width, int64_t block, int64_t k) {
-  return scratch_left(block, k) + (width * block + 15) / 16 * 16 + scratch_left(block, k) + 16;
+constexpr int64_t row_padding(int64_t block, int64_t k) { return (k / 2 * block + 15) / 16 * 16; }
+constexpr int64_t row_pitch(int64_t width, int64_t block, int64_t k) {
+  return row_padding(block, k) + (width * block + 15) / 16 * 16 + row_padding(block, k) + 16;
 }
-constexpr int64_t scratch_floats(int64_t width, int64_t block, int64_t k) {
-  return (k - 1 + scratch_batch(width, block)) * scratch_pitch(width, block, k);
-}
-
-// The same for small planes: the planes themselves, and their rows.
-constexpr int64_t planes_floats(int64_t height, int64_t width, int64_t lanes, int64_t k) {
-  return height * width * lanes + scratch_floats(width, lanes, k);
+constexpr int64_t rows_scratch_floats(int64_t width, int64_t block, int64_t k) {
+  return (k - 1 + staged_rows(width, block)) * row_pitch(width, block, k);
 }
 
-// Two planes of `lanes` channels, with their borders.
-constexpr int64_t image_floats(int64_t height, int64_t width, int64_t lanes, int64_t k) {
+// The transposed feature maps and their staged rows.
+constexpr int64_t small_maps_scratch_floats(int64_t height, int64_t width, int64_t lanes, int64_t k) {
+  return height * width * lanes + rows_scratch_floats(width, lanes, k);
+}
+
+// Two zero-padded feature maps of `lanes` channels.
+constexpr int64_t image_scratch_floats(int64_t height, int64_t width, int64_t lanes, int64_t k) {
   return 2 * (height + k - 1) * (width + k - 1) * lanes;
 }
 
 const Kernels& portable_kernels();
-const Kernels* avx2_kernels();    // null where the compiler or the architecture has no such thing
-const Kernels* avx512_kernels();  // likewise
+const Kernels* avx2_kernels();    // null if the compiler or the architecture does not have AVX2
+const Kernels* avx512_kernels();  // likewise for AVX-512
 
 }  // namespace sparta

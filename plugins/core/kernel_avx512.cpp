@@ -1,4 +1,4 @@
-// x86-64 with AVX-512 F, BW, DQ and VL; CMakeLists.txt gives the flags where the compiler has them.
+// The kernels for x86-64 with AVX-512 F, BW, DQ and VL. CMakeLists.txt sets the compiler flags.
 
 #include "kernel.h"
 

@@ -1,4 +1,4 @@
-// For every CPU: the vectors of the architecture's baseline (SSE2, NEON), or what the compiler makes of them.
+// The kernels for every CPU: vectors of the architecture's baseline (SSE2, NEON), chosen by the compiler.
 
 #define SPARTA_NAME "portable"
 #define SPARTA_LANES 4

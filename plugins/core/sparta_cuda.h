@@ -1,5 +1,5 @@
-// Sparta on a GPU: y = Sparta(x; weight, bias), or Sparta(x + residual; weight, bias), as sparta.h has it.
-// Compiled by nvcc; whoever calls it needs CUDA's headers, not nvcc.
+// Sparta on a GPU: y = Sparta(x; weight, bias), or Sparta(x + residual; weight, bias), as defined in sparta.h.
+// nvcc compiles the kernels; a caller needs CUDA's headers, not nvcc.
 
 #pragma once
 
@@ -12,33 +12,34 @@
 namespace sparta {
 namespace cuda {
 
-// How x, residual and y lie in memory.
+// Memory layout of x, residual and y.
 enum class Layout {
-  planes,     // [N, C, H, W]: TensorRT's kLINEAR
-  channels8,  // [N, H, W, ceil(C / 8) * 8]: TensorRT's kHWC8; the channels that pad are written as 0
+  nchw,   // [N, C, H, W]: TensorRT's kLINEAR
+  nhwc8,  // [N, H, W, ceil(C / 8) * 8]: TensorRT's kHWC8; the padding channels of y are set to 0
 };
 
-// Whether there is a kernel: every type and k = 1, 3, 5, 7 for planes; half precision and k = 1, 3 for channels8.
-constexpr bool supports(Type type, Layout layout, int64_t k) {
-  return layout == Layout::planes ? sparta::supports(k) : type != Type::float32 && (k == 1 || k == 3);
+// Whether there is a kernel: all types and k = 1, 3, 5, 7 for nchw; float16, bfloat16 and k = 1, 3 for nhwc8.
+constexpr bool has_kernel(Type type, Layout layout, int64_t k) {
+  return layout == Layout::nchw ? is_supported_kernel_size(k) : type != Type::float32 && (k == 1 || k == 3);
 }
 
-// One call. All pointers are the device's; y overlaps neither x nor residual.
+// The arguments of one call. All pointers are device pointers; y overlaps neither x nor residual.
 struct Arguments {
-  Type type;             // of all tensors; arithmetic is float32
-  Layout layout;         // of x, residual and y
+  Type type;      // of all tensors; the arithmetic is float32
+  Layout layout;  // of x, residual and y
   const void* x;
   const void* residual;  // null for none; x + residual is not rounded
   const void* weight;    // [C, 1, k, k]
   const void* bias;      // [C]
   void* y;
-  Shape shape;           // N, C, H, W, whatever the layout
+  Shape shape;  // N, C, H, W in either layout
   int64_t k;
 };
 
-// Puts the kernel on a stream and returns: neither waits nor allocates. Empty tensors need no kernel.
-// cudaErrorInvalidValue where supports() says no, or sizes are negative or H, W beyond int32;
-// cudaErrorInvalidConfiguration for more blocks than a grid has; else what CUDA says of the launch.
+// Enqueue the kernel on a stream and return without waiting; no memory is allocated. Empty tensors start no kernel.
+// Returns cudaErrorInvalidValue if has_kernel() is false, a size is negative, or a size exceeds int32;
+// cudaErrorMisalignedAddress for nhwc8 pointers not aligned to 16 bytes; cudaErrorInvalidConfiguration if the grid
+// would have too many blocks; otherwise the status of the launch.
 cudaError_t launch(const Arguments& arguments, cudaStream_t stream);
 
 }  // namespace cuda

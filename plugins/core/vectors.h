@@ -1,5 +1,5 @@
-// Vectors of SPARTA_LANES floats: from memory and back, whatever the storage is, and turned from rows to
-// columns. Included once for each set of instructions, as kernel_impl.h says.
+// Vectors of SPARTA_LANES floats: load and store for float32, float16 and bfloat16, and the transposition of
+// lanes x lanes elements. Included once per instruction set, see kernel_impl.h.
 
 #pragma once
 
@@ -30,13 +30,13 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
-// The maskz forms below stand for the plain ones, of which GCC 12 warns for no reason (its bug 105593).
 #define SPARTA_INLINE inline __attribute__((always_inline))
 
-SPARTA_INLINE Floats all(float value) { return Floats{} + value; }
+SPARTA_INLINE Floats broadcast(float value) { return Floats{} + value; }
 
-// a > b ? a : b, thus b where one of them is NaN.
-SPARTA_INLINE Floats larger(Floats a, Floats b) {
+// Return a > b ? a : b, which is b if one of them is NaN. The maskz intrinsics in this file replace the plain ones,
+// for which GCC 12 gives a wrong warning (GCC bug 105593).
+SPARTA_INLINE Floats max_or_second(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #elif defined(__AVX2__)
@@ -46,7 +46,7 @@ SPARTA_INLINE Floats larger(Floats a, Floats b) {
 #endif
 }
 
-// ---- storage: a vector from memory, and back, rounded to nearest even ----------------------------
+// ---- load and store; stores round to nearest even --------------------------------------------------
 
 SPARTA_INLINE Floats load(const float* p) { return *reinterpret_cast<const FloatsAt*>(p); }
 SPARTA_INLINE void store(float* p, Floats v) { *reinterpret_cast<FloatsAt*>(p) = v; }
@@ -59,7 +59,7 @@ SPARTA_INLINE Floats load(const Bfloat16* p) {
 SPARTA_INLINE void store(Bfloat16* p, Floats v) {
   const Ints bits = reinterpret_cast<Ints>(v);
   const Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const Ints quiet = bits | 0x400000;  // of a NaN: rounding it could make it infinite
+  const Ints quiet = bits | 0x400000;  // for NaN, which rounding could turn into infinity
   const Ints chosen = (v == v) ? rounded : quiet;
   *reinterpret_cast<HalvesAt*>(p) = __builtin_convertvector((chosen >> 16) & 0xffff, Halves);
 }
@@ -85,8 +85,8 @@ SPARTA_INLINE Floats load(const Float16* p) {
   const Ints bits = __builtin_convertvector(*reinterpret_cast<const HalvesAt*>(p), Ints);
   const Ints sign = (bits & 0x8000) << 16;
   const Ints magnitude = (bits & 0x7fff) << 13;
-  // The exponents differ by 112; multiplying by 2^112 scales subnormals too.
-  const Floats scaled = reinterpret_cast<Floats>(magnitude) * all(0x1p112f);
+  // The exponent biases differ by 112. Multiplying by 2^112 is right for subnormals too.
+  const Floats scaled = reinterpret_cast<Floats>(magnitude) * broadcast(0x1p112f);
   const Ints special = magnitude | 0x7f800000;  // infinities and NaN
   const Ints chosen = (magnitude >= (0x7c00 << 13)) ? special : reinterpret_cast<Ints>(scaled);
   return reinterpret_cast<Floats>(chosen | sign);
@@ -96,8 +96,8 @@ SPARTA_INLINE void store(Float16* p, Floats v) {
   const Ints sign = (bits >> 16) & 0x8000;
   const Ints magnitude = bits & 0x7fffffff;
   const Ints normal = ((magnitude + 0xfff + ((magnitude >> 13) & 1)) >> 13) - (112 << 10);
-  // Adding 0.5 leaves the subnormal's bits, rounded, at the end of the sum.
-  const Floats shifted = reinterpret_cast<Floats>(magnitude) + all(0.5f);
+  // Adding 0.5 leaves the rounded subnormal in the low bits of the sum.
+  const Floats shifted = reinterpret_cast<Floats>(magnitude) + broadcast(0.5f);
   const Ints small = reinterpret_cast<Ints>(shifted) - 0x3f000000;
   Ints result = (magnitude < (113 << 23)) ? small : normal;
   result = (magnitude >= (143 << 23)) ? Ints{} + 0x7c00 : result;
@@ -107,26 +107,26 @@ SPARTA_INLINE void store(Float16* p, Floats v) {
 }
 #endif
 
-// The first `count` of a vector's elements, from memory and back.
+// Load or store the first min(count, lanes) elements of a vector.
 template <class T>
-SPARTA_INLINE Floats load_up_to(const T* p, int64_t count) {
+SPARTA_INLINE Floats load_first(const T* p, int64_t count) {
   if (count >= lanes) return load(p);
   T padded[lanes] = {};
   for (int64_t i = 0; i < count; ++i) padded[i] = p[i];
   return load(padded);
 }
 template <class T>
-SPARTA_INLINE void store_up_to(T* p, Floats v, int64_t count) {
+SPARTA_INLINE void store_first(T* p, Floats v, int64_t count) {
   if (count >= lanes) return store(p, v);
   T padded[lanes];
   store(padded, v);
   for (int64_t i = 0; i < count; ++i) p[i] = padded[i];
 }
 
-// ---- rows to columns ----------------------------------------------------------------------------------
+// ---- transposition -----------------------------------------------------------------------------------
 
-// Where `high`, the odd squares of b under those of a; the even ones of both otherwise: the exchange of
-// off-diagonal squares of `distance` elements. Elements of b count from `lanes` on.
+// One of the two results of exchanging the off-diagonal squares of `distance` x `distance` elements between rows a
+// and b: the odd squares of both if `high`, else the even ones. Shuffle indices from `lanes` on select from b.
 template <int distance, bool high, int... j>
 SPARTA_INLINE Floats exchange(Floats a, Floats b, std::integer_sequence<int, j...>) {
 #if defined(__clang__)
@@ -142,7 +142,7 @@ SPARTA_INLINE Floats exchange(Floats a, Floats b, std::integer_sequence<int, j..
 #undef SPARTA_SHUFFLE
 }
 
-// Lanes x lanes elements, rows to columns: log2(lanes) rounds of exchanges.
+// Transpose lanes x lanes elements in place, in log2(lanes) rounds of exchanges.
 template <int distance = 1>
 SPARTA_INLINE void transpose(Floats* v) {
   if constexpr (distance < lanes) {

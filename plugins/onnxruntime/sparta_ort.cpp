@@ -1,9 +1,9 @@
-// The custom op library: ai.sparta::Sparta for ONNX Runtime's CPU provider, and for its CUDA provider where
-// nvcc was there to compile it (which no one has run on a GPU yet).
+// The custom operator library for ONNX Runtime: ai.sparta::Sparta for the CPU provider, and for the CUDA provider if
+// SPARTA_CUDA is defined.
 //
-// Inputs x [N, C, H, W], weight [C, 1, k, k], bias [C]; output y as x; float32, float16 or bfloat16, all of one
-// type. SpartaBlocked is the same for x in ONNX Runtime's own blocked order (float32 alone); no exporter
-// writes it: robust_export.runtimes.ort_blocked puts it in place of reordering, Sparta and reordering back.
+// Inputs x [N, C, H, W], weight [C, 1, k, k], bias [C]; output y like x; all float32, all float16 or all bfloat16.
+// SpartaBlocked does the same in ONNX Runtime's blocked layout, for float32 only. No exporter writes it:
+// robust_export.runtimes.ort_blocked uses it to replace a reorder, Sparta and a reorder back.
 
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
@@ -20,8 +20,8 @@
 
 namespace {
 
-// The lowest version that has what is used here (1.18, for results that take the place of their
-// input), whatever the headers': a library serves every ONNX Runtime from then on.
+// The lowest API version with everything used here: GetMayInplace came with ONNX Runtime 1.18. Requesting it, and not
+// the headers' own version, makes the library load in every later ONNX Runtime.
 constexpr uint32_t api_version = 18;
 
 std::string text(const std::vector<int64_t>& shape) {
@@ -30,9 +30,9 @@ std::string text(const std::vector<int64_t>& shape) {
   return result + "]";
 }
 
-// Turns what `body` throws into ONNX Runtime's status, which names the node.
+// Call body() and return an exception as ONNX Runtime's status, with the node's name in the message.
 template <class Body>
-OrtStatus* guarded(const std::string& node, const Body& body) {
+OrtStatus* to_status(const std::string& node, const Body& body) {
   try {
     body();
     return nullptr;
@@ -45,7 +45,7 @@ OrtStatus* guarded(const std::string& node, const Body& body) {
   }
 }
 
-// The intra-op threads of the session that calls.
+// Return the calling session's intra-op thread pool.
 sparta::Pool pool_of(OrtKernelContext* context) {
   return {context, [](void* context, void (*task)(void*, size_t), size_t count, void* argument) {
             if (count == 1) return task(argument, 0);
@@ -62,13 +62,13 @@ sparta::Type type_of(const Ort::ConstValue& value, const char* name) {
   }
 }
 
-// Returns k, once weight and bias have proved to belong together.
+// Return k. Throws std::invalid_argument if weight and bias do not fit together.
 int64_t check_parameters(const Ort::ConstValue& weight, const Ort::ConstValue& bias) {
   if (type_of(weight, "weight") != type_of(bias, "bias"))
     throw std::invalid_argument("weight and bias are of different types");
   const auto w = weight.GetTensorTypeAndShapeInfo().GetShape();
   const auto b = bias.GetTensorTypeAndShapeInfo().GetShape();
-  if (w.size() != 4 || w[1] != 1 || w[2] != w[3] || !sparta::supports(w[2]))
+  if (w.size() != 4 || w[1] != 1 || w[2] != w[3] || !sparta::is_supported_kernel_size(w[2]))
     throw std::invalid_argument("weight is " + text(w) + "; expected [C, 1, k, k] with k = 1, 3, 5 or 7");
   if (b.size() != 1 || b[0] != w[0])
     throw std::invalid_argument("bias is " + text(b) + ", weight is " + text(w) + "; expected bias [" +
@@ -76,26 +76,26 @@ int64_t check_parameters(const Ort::ConstValue& weight, const Ort::ConstValue& b
   return w[2];
 }
 
-void check_planes(const std::vector<int64_t>& x, int64_t channels, int64_t expected) {
+void check_x(const std::vector<int64_t>& x, int64_t channels, int64_t expected) {
   if (x.size() != 4 || x[1] != expected)
     throw std::invalid_argument("x is " + text(x) + ", weight has " + std::to_string(channels) +
                                 " channels; expected x [N, " + std::to_string(expected) + ", H, W]");
 }
 
-sparta::Function function_of(const Ort::ConstValue& weight, const Ort::ConstValue& bias, int64_t block) {
+sparta::PackedWeights pack_weights(const Ort::ConstValue& weight, const Ort::ConstValue& bias, int64_t block) {
   const int64_t k = check_parameters(weight, bias);
   const int64_t channels = bias.GetTensorTypeAndShapeInfo().GetShape()[0];
   return {weight.GetTensorRawData(), bias.GetTensorRawData(), type_of(weight, "weight"), channels, k, block};
 }
 
-// y has x's shape and type.
+// Shape inference: y has the shape and type of x.
 OrtStatus* ORT_API_CALL infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
   const OrtApi& api = Ort::GetApi();
-  OrtTensorTypeAndShapeInfo* x = nullptr;  // the context's own
+  OrtTensorTypeAndShapeInfo* x = nullptr;  // owned by the context
   if (OrtStatus* const status = api.ShapeInferContext_GetInputTypeShape(context, 0, &x)) return status;
   size_t rank = 0;
   if (OrtStatus* const status = api.GetDimensionsCount(x, &rank)) return status;
-  // A shape that is not known looks like a scalar's; claiming that would mislead whoever reads y.
+  // An unknown shape is reported as rank 0. Passing it on would declare y a scalar.
   return rank == 0 ? nullptr : api.ShapeInferContext_SetOutputTypeShape(context, 0, x);
 }
 
@@ -111,11 +111,11 @@ class Kernel {
     const Ort::ConstValue weight = info.GetTensorConstantInput(1, &constant_weight);
     const Ort::ConstValue bias = info.GetTensorConstantInput(2, &constant_bias);
     if (constant_weight && constant_bias)
-      packed_ = std::make_unique<sparta::Function>(function_of(weight, bias, block_));
+      packed_ = std::make_unique<sparta::PackedWeights>(pack_weights(weight, bias, block_));
   }
 
   OrtStatus* ComputeV2(OrtKernelContext* context) const {
-    return guarded(name_, [&] { compute(Ort::KernelContext{context}, pool_of(context)); });
+    return to_status(name_, [&] { compute(Ort::KernelContext{context}, pool_of(context)); });
   }
 
  private:
@@ -123,46 +123,47 @@ class Kernel {
     const Ort::ConstValue x = context.GetInput(0);
     const sparta::Type type = type_of(x, "x");
     const auto shape = x.GetTensorTypeAndShapeInfo().GetShape();
-    std::unique_ptr<sparta::Function> own;
+    std::unique_ptr<sparta::PackedWeights> packed_now;
     if (packed_ == nullptr)
-      own = std::make_unique<sparta::Function>(function_of(context.GetInput(1), context.GetInput(2), block_));
-    const sparta::Function& function = packed_ ? *packed_ : *own;
-    const int64_t channels = function.channels();
+      packed_now = std::make_unique<sparta::PackedWeights>(
+          pack_weights(context.GetInput(1), context.GetInput(2), block_));
+    const sparta::PackedWeights& weights = packed_ ? *packed_ : *packed_now;
+    const int64_t channels = weights.channels();
     const int64_t expected = block_ == 0 ? channels : (channels + block_ - 1) / block_ * block_;
-    check_planes(shape, channels, expected);
+    check_x(shape, channels, expected);
     Ort::UnownedValue y = context.GetOutput(0, shape);
-    const sparta::Shape planes{shape[0], shape[1], shape[2], shape[3]};
+    const sparta::Shape sizes{shape[0], shape[1], shape[2], shape[3]};
     if (block_ == 0) {
-      sparta::apply(function, type, x.GetTensorRawData(), y.GetTensorMutableRawData(), planes, pool);
+      sparta::forward_nchw(weights, type, x.GetTensorRawData(), y.GetTensorMutableRawData(), sizes, pool);
     } else {
-      sparta::apply_blocked(function, x.GetTensorData<float>(), y.GetTensorMutableData<float>(), planes, pool);
+      sparta::forward_nchwc(weights, x.GetTensorData<float>(), y.GetTensorMutableData<float>(), sizes, pool);
     }
   }
 
   std::string name_;
-  int64_t block_ = 0;
-  std::unique_ptr<const sparta::Function> packed_;  // where weight and bias are initialisers
+  int64_t block_ = 0;  // channels per block, 0 for [N, C, H, W]
+  std::unique_ptr<const sparta::PackedWeights> packed_;  // set if weight and bias are initializers
 };
 
 #if defined(SPARTA_CUDA)
 
-// On the CUDA provider's own stream; weight and bias are on the device, and read there.
+// Runs on the CUDA provider's stream. weight and bias are read on the device, so nothing is packed.
 class CudaKernel {
  public:
   explicit CudaKernel(std::string node) : name_(std::move(node)) {}
 
   OrtStatus* ComputeV2(OrtKernelContext* raw) const {
-    return guarded(name_, [&] {
+    return to_status(name_, [&] {
       const Ort::KernelContext context{raw};
       const Ort::ConstValue x = context.GetInput(0), weight = context.GetInput(1), bias = context.GetInput(2);
       const int64_t k = check_parameters(weight, bias);
       const auto shape = x.GetTensorTypeAndShapeInfo().GetShape();
       const int64_t channels = bias.GetTensorTypeAndShapeInfo().GetShape()[0];
-      check_planes(shape, channels, channels);
+      check_x(shape, channels, channels);
       const sparta::Type type = type_of(x, "x");
       if (type != type_of(weight, "weight")) throw std::invalid_argument("x and weight are of different types");
       Ort::UnownedValue y = context.GetOutput(0, shape);
-      const sparta::cuda::Arguments arguments{type, sparta::cuda::Layout::planes, x.GetTensorRawData(), nullptr,
+      const sparta::cuda::Arguments arguments{type, sparta::cuda::Layout::nchw, x.GetTensorRawData(), nullptr,
                                               weight.GetTensorRawData(), bias.GetTensorRawData(),
                                               y.GetTensorMutableRawData(), {shape[0], shape[1], shape[2], shape[3]}, k};
       const cudaError_t status =
@@ -187,14 +188,14 @@ struct CudaOp : Ort::CustomOpBase<CudaOp, CudaKernel, true> {
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* raw, void** kernel) const {
-    return guarded("Sparta", [&] { *kernel = new CudaKernel(Ort::ConstKernelInfo{raw}.GetNodeName()); });
+    return to_status("Sparta", [&] { *kernel = new CudaKernel(Ort::ConstKernelInfo{raw}.GetNodeName()); });
   }
 };
 
 #endif
 
-// Sparta takes any one type: ONNX Runtime finds no kernel of a custom op for bfloat16 where the type is
-// named, and sees to it that the inputs' types are equal where it is not.
+// Sparta declares no element type: ONNX Runtime finds no custom operator that declares bfloat16. Undeclared inputs must
+// all have the same type, which ONNX Runtime checks.
 template <bool blocked>
 struct Op : Ort::CustomOpBase<Op<blocked>, Kernel, true> {
   Op() {
@@ -218,7 +219,7 @@ struct Op : Ort::CustomOpBase<Op<blocked>, Kernel, true> {
   ONNXTensorElementDataType GetOutputType(size_t) const { return element; }
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* raw, void** kernel) const {
     std::string node = "Sparta";
-    return guarded(node, [&] {
+    return to_status(node, [&] {
       const Ort::ConstKernelInfo info{raw};
       node = info.GetNodeName();
       *kernel = new Kernel(info, node, blocked);
@@ -231,7 +232,7 @@ struct Op : Ort::CustomOpBase<Op<blocked>, Kernel, true> {
 
 }  // namespace
 
-// Whether the library has the kernel for GPUs.
+// Return 1 if the library has the CUDA kernel, else 0.
 extern "C" __attribute__((visibility("default"))) int sparta_has_cuda() {
 #if defined(SPARTA_CUDA)
   return 1;
@@ -240,7 +241,7 @@ extern "C" __attribute__((visibility("default"))) int sparta_has_cuda() {
 #endif
 }
 
-// Which instructions the kernels of this library use here; for `robust-export plugins info`.
+// Return the instruction set that the kernels use on this CPU, for `robust-export plugins info`.
 extern "C" __attribute__((visibility("default"))) const char* sparta_instructions() {
   return sparta::instructions();
 }
@@ -250,24 +251,24 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   const OrtApi* const api = base->GetApi(api_version);
   if (api == nullptr)
     return base->GetApi(1)->CreateStatus(ORT_FAIL, "libsparta_ort needs ONNX Runtime 1.18 or later");
-  static const bool ready = [&] {
-    Ort::InitApi(api);  // once: kernels of other sessions may be reading it
+  static const bool initialised = [&] {
+    Ort::InitApi(api);  // only once, because kernels of other sessions may be reading it
     return true;
   }();
-  (void)ready;
-  return guarded("sparta_ort", [&] {
-    // Made once: any number of sessions may add the domain, from any thread.
-    static const Op<false> planes;
-    static const Op<true> blocks;
+  (void)initialised;
+  return to_status("sparta_ort", [&] {
+    // Created once and shared: several sessions may add the domain, from any thread.
+    static const Op<false> nchw;
+    static const Op<true> blocked;
     static const Ort::CustomOpDomain domain = [] {
-      Ort::CustomOpDomain made{"ai.sparta"};
-      made.Add(&planes);
-      made.Add(&blocks);
+      Ort::CustomOpDomain result{"ai.sparta"};
+      result.Add(&nchw);
+      result.Add(&blocked);
 #if defined(SPARTA_CUDA)
-      static const CudaOp gpu;
-      made.Add(&gpu);
+      static const CudaOp cuda;
+      result.Add(&cuda);
 #endif
-      return made;
+      return result;
     }();
     Ort::UnownedSessionOptions{options}.Add(domain);
   });

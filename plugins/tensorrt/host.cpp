@@ -1,91 +1,115 @@
 #include "host.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
 #include <cstring>
 
 #include "plugin.h"
+#include "vtable_slots.h"
 
 namespace sparta {
 namespace trt {
-
-// Where functions stand in their class's table, as the Itanium ABI of C++ lays it out; a destructor has two places.
-struct Layout {
-  int find_logger, log;                      // of ILoggerFinder and ILogger
-  int register_creator, deregister_creator;  // of IPluginRegistry, for IPluginCreatorInterface
-};
-
 namespace {
 
-constexpr Layout ten{0, 0, 12, 15};
-constexpr Layout eleven{4, 4, 8, 11};  // ILoggerFinder and ILogger are versioned; the registry lost IPluginV2's
+static_assert(NV_TENSORRT_MAJOR >= 10, "the plugin needs the headers of TensorRT 10 or later");
 
-const char* const libraries[] = {"libnvinfer.so.10",      "libnvinfer.so.11",          "libnvinfer_lean.so.10",
-                                 "libnvinfer_lean.so.11", "libnvinfer_dispatch.so.10", "libnvinfer_dispatch.so.11",
-                                 "libtensorrt_rtx.so.1"};
+// The file names of TensorRT's runtimes up to the version, such as libnvinfer.so.10.
+const char* const library_prefixes[] = {"libnvinfer.so", "libnvinfer_lean.so", "libnvinfer_dispatch.so",
+                                        "libtensorrt_rtx.so"};
 
-// What getInferLibVersion says: 101400 is TensorRT 10.14.0, 10701 is TensorRT for RTX 1.7.1.
-const Layout* layout_of(int32_t version) {
-  switch (version / 10000) {
-    case 11: return &eleven;
-    case 10: return &ten;
-    case 1: return version >= 10700 ? &eleven : nullptr;
-    default: return nullptr;
-  }
+bool is_tensorrt(const char* path) {
+  const char* const slash = std::strrchr(path, '/');
+  const char* const name = slash ? slash + 1 : path;
+  for (const char* const prefix : library_prefixes)
+    if (std::strncmp(name, prefix, std::strlen(prefix)) == 0) return true;
+  return false;
+}
+
+// Paths are copied into fixed memory: an exception must not pass through dl_iterate_phdr.
+struct Paths {
+  char path[Hosts::capacity][4096];
+  int count = 0;
+};
+
+int collect_path(dl_phdr_info* library, size_t, void* data) {
+  Paths& found = *static_cast<Paths*>(data);
+  if (found.count == Hosts::capacity) return 1;
+  if (library->dlpi_name && is_tensorrt(library->dlpi_name) && std::strlen(library->dlpi_name) < sizeof found.path[0])
+    std::strcpy(found.path[found.count++], library->dlpi_name);
+  return 0;
 }
 
 template <class Result, class... Arguments>
-Result call(void* object, int place, Arguments... arguments) {
-  void** table = nullptr;
-  std::memcpy(&table, object, sizeof table);
-  return reinterpret_cast<Result (*)(void*, Arguments...)>(table[place])(object, arguments...);
-}
-
-// Of a library that this process has open, by name or path.
-Host host_called(const char* name) noexcept {
-  Host host;
-  void* const library = dlopen(name, RTLD_NOW | RTLD_NOLOAD);
-  if (library == nullptr) return host;
-  const auto version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
-  const auto registry = reinterpret_cast<void* (*)()>(dlsym(library, "getPluginRegistry"));
-  host.logger = reinterpret_cast<void* (*)()>(dlsym(library, "getLogger"));
-  if (version && registry && host.logger && (host.registry = registry())) host.layout = layout_of(version());
-  dlclose(library);  // somebody else keeps it open
-  return host;
+Result call_slot(void* object, int slot, Arguments... arguments) {
+  void** vtable = nullptr;
+  std::memcpy(&vtable, object, sizeof vtable);
+  return reinterpret_cast<Result (*)(void*, Arguments...)>(vtable[slot])(object, arguments...);
 }
 
 }  // namespace
 
-Hosts hosts() noexcept {
+Host::Host(const char* library_name) noexcept {
+  void* const library = dlopen(library_name, RTLD_NOW | RTLD_NOLOAD);
+  if (library == nullptr) return;
+  const auto get_version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
+  const auto get_registry = reinterpret_cast<void* (*)()>(dlsym(library, "getPluginRegistry"));
+  get_logger_ = reinterpret_cast<void* (*)()>(dlsym(library, "getLogger"));
+  if (get_version && get_registry && get_logger_ && (registry_ = get_registry())) {
+    version_ = get_version();
+    slots_ = slots_of(version_);
+    access_ = major_of(version_) == NV_TENSORRT_MAJOR ? Access::direct : slots_ ? Access::slots : Access::unsupported;
+  }
+  dlclose(library);  // the library stays open: whoever loaded it holds a reference
+}
+
+std::string Host::version() const {
+  const bool old = version_ < 10000;  // before TensorRT 10, 8601 is 8.6.1
+  const int32_t major = old ? version_ / 1000 : major_of(version_), minor = version_ / 100 % (old ? 10 : 100);
+  return (old || major >= 10 ? "TensorRT " : "TensorRT for RTX ") + std::to_string(major) + "." +
+         std::to_string(minor) + "." + std::to_string(version_ % 100);
+}
+
+bool Host::register_creator(nvinfer1::IPluginCreatorInterface& creator) const noexcept {
+  if (access_ == Access::direct)
+    return static_cast<nvinfer1::IPluginRegistry*>(registry_)->registerCreator(creator, name_space);
+  return call_slot<bool>(registry_, slots_->register_creator, &creator, name_space);
+}
+
+bool Host::deregister_creator(nvinfer1::IPluginCreatorInterface& creator) const noexcept {
+  if (access_ == Access::direct) return static_cast<nvinfer1::IPluginRegistry*>(registry_)->deregisterCreator(creator);
+  return call_slot<bool>(registry_, slots_->deregister_creator, &creator);
+}
+
+void* Host::find_logger(void* finder) const {
+  if (access_ == Access::direct) return static_cast<nvinfer1::ILoggerFinder*>(finder)->findLogger();
+  return call_slot<void*>(finder, slots_->find_logger);
+}
+
+void Host::log_error(void* logger, const char* message) const noexcept {
+  constexpr auto severity = nvinfer1::ILogger::Severity::kERROR;
+  if (access_ == Access::direct) return static_cast<nvinfer1::ILogger*>(logger)->log(severity, message);
+  call_slot<void>(logger, slots_->log, severity, message);
+}
+
+Hosts find_hosts() noexcept {
+  Paths paths;
+  dl_iterate_phdr(collect_path, &paths);
   Hosts result;
-  for (const char* const name : libraries) {
-    const Host host = host_called(name);
-    bool known = host.layout == nullptr;
-    for (int i = 0; i < result.count; ++i) known = known || result.at[i].registry == host.registry;
-    if (!known) result.at[result.count++] = host;
+  for (int i = 0; i < paths.count; ++i) {
+    const Host host(paths.path[i]);
+    bool skip = host.access() == Access::none;
+    for (const Host& other : result) skip = skip || other.registry() == host.registry();
+    if (!skip) result.all[result.count++] = host;
   }
   return result;
 }
 
 Host host_of(const void* object) noexcept {
-  const void* table = nullptr;  // lies in the library that has the class
-  std::memcpy(&table, object, sizeof table);
-  Dl_info where{};
-  return table && dladdr(table, &where) && where.dli_fname ? host_called(where.dli_fname) : Host{};
-}
-
-bool Host::add(nvinfer1::IPluginCreatorInterface& creator) const noexcept {
-  return call<bool>(registry, layout->register_creator, &creator, name_space);
-}
-
-bool Host::remove(nvinfer1::IPluginCreatorInterface& creator) const noexcept {
-  return call<bool>(registry, layout->deregister_creator, &creator);
-}
-
-void* Host::find_logger(void* finder) const { return call<void*>(finder, layout->find_logger); }
-
-void Host::log(void* logger, const char* error) const noexcept {
-  call<void>(logger, layout->log, nvinfer1::ILogger::Severity::kERROR, error);
+  const void* vtable = nullptr;  // lies in the library that defines the class
+  std::memcpy(&vtable, object, sizeof vtable);
+  Dl_info info{};
+  return vtable && dladdr(vtable, &info) && info.dli_fname ? Host(info.dli_fname) : Host();
 }
 
 }  // namespace trt

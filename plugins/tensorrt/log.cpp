@@ -3,58 +3,65 @@
 #include <cstdio>
 #include <mutex>
 
-#include "host.h"
-
 namespace sparta {
 namespace trt {
 namespace {
 
-std::mutex lock;
-nvinfer1::ILoggerFinder* finder = nullptr;
-Host finders_host;
-std::string last;
+struct State {
+  std::mutex lock;
+  nvinfer1::ILoggerFinder* finder = nullptr;
+  Host finder_host;
+  std::string last_error;
+};
 
-// Logs where somebody listens, and returns whether somebody does.
-bool log(const Host& host, void* logger, const std::string& text) noexcept {
-  if (logger != nullptr) host.log(logger, text.c_str());
+// A function-local static, because errors are reported during the initialisation of other static objects.
+State& state() {
+  static State* const created = new State;
+  return *created;
+}
+
+// Log to a logger, which may be null. Return whether it is not.
+bool log_error(const Host& host, void* logger, const std::string& text) noexcept {
+  if (logger != nullptr) host.log_error(logger, text.c_str());
   return logger != nullptr;
 }
 
 }  // namespace
 
-void set_logger_finder(nvinfer1::ILoggerFinder* given) {
-  const Host host = given ? host_of(given) : Host{};
-  const std::lock_guard<std::mutex> held(lock);
-  finder = host.layout ? given : nullptr;
-  finders_host = host;
+void set_logger_finder(nvinfer1::ILoggerFinder* finder, const Host& host) {
+  State& current = state();
+  const std::lock_guard<std::mutex> guard(current.lock);
+  current.finder = host.usable() ? finder : nullptr;
+  current.finder_host = host;
 }
 
 void report(const std::string& message) noexcept {
   try {
     const std::string text = "Sparta's plugin: " + message;
-    nvinfer1::ILoggerFinder* asked = nullptr;
-    Host host;
+    State& current = state();
+    nvinfer1::ILoggerFinder* finder = nullptr;
+    Host finder_host;
     {
-      const std::lock_guard<std::mutex> held(lock);
-      last = text;
-      asked = finder;
-      host = finders_host;
+      const std::lock_guard<std::mutex> guard(current.lock);
+      current.last_error = text;
+      finder = current.finder;
+      finder_host = current.finder_host;
     }
-    // Without the lock: a logger may be Python's, and wait for the interpreter, which may wait for the lock.
-    if (asked && log(host, host.find_logger(asked), text)) return;
-    const Hosts all = hosts();
-    for (int i = 0; i < all.count; ++i)
-      if (log(all.at[i], all.at[i].logger(), text)) return;
+    // The lock is released: a Python logger waits for the interpreter, which may wait for a thread that holds the lock.
+    if (finder && log_error(finder_host, finder_host.find_logger(finder), text)) return;
+    for (const Host& host : find_hosts())
+      if (host.usable() && log_error(host, host.global_logger(), text)) return;
     std::fprintf(stderr, "%s\n", text.c_str());
-  } catch (...) {  // nothing is left to say it with
+  } catch (...) {  // out of memory, so nothing can be reported
   }
 }
 
 const char* last_error() noexcept {
   static thread_local std::string copy;
   try {
-    const std::lock_guard<std::mutex> held(lock);
-    copy = last;
+    State& current = state();
+    const std::lock_guard<std::mutex> guard(current.lock);
+    copy = current.last_error;
   } catch (...) {
     copy.clear();
   }

@@ -1,4 +1,4 @@
-// Where the plugin's messages go: to TensorRT's own logger where there is one, to standard error otherwise.
+// Error messages of the plugin: to TensorRT's logger if there is one, else to standard error.
 
 #pragma once
 
@@ -6,16 +6,18 @@
 
 #include <string>
 
+#include "host.h"
+
 namespace sparta {
 namespace trt {
 
-// Takes the finder that TensorRT gives when it loads a library; null for none.
-void set_logger_finder(nvinfer1::ILoggerFinder* finder);
+// Use a host's logger finder from now on; null for none.
+void set_logger_finder(nvinfer1::ILoggerFinder* finder, const Host& host);
 
-// Reports an error and keeps it for last_error().
+// Log an error and keep it for last_error().
 void report(const std::string& message) noexcept;
 
-// The last error of this process, or an empty text. What is returned stays as it is until the thread asks again.
+// Return the last error of this process, or "". The text stays valid until the same thread calls this again.
 const char* last_error() noexcept;
 
 }  // namespace trt

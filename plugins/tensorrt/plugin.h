@@ -1,6 +1,6 @@
-// The plugins for TensorRT 10 and 11: Sparta (x, weight, bias) and SpartaAdd (x, residual, weight, bias), as
-// core/sparta_cuda.h computes them. All inputs and y are of one type, float32, float16 or bfloat16; x, residual
-// and y of one format, kLINEAR, or kHWC8 where core has a kernel for it; weight and bias are kLINEAR.
+// The plugins for TensorRT 10 and 11: Sparta (x, weight, bias) and SpartaAdd (x, residual, weight, bias), computed by
+// core/sparta_cuda.h. All inputs and y have the same type: float32, float16 or bfloat16. x, residual and y have the same
+// format: kLINEAR, or kHWC8 if core has a kernel for it. weight and bias are kLINEAR.
 
 #pragma once
 
@@ -14,15 +14,15 @@ namespace sparta {
 namespace trt {
 
 constexpr const char* version = "1";
-constexpr const char* name_space = "";  // the parser looks here for a node that names none
+constexpr const char* name_space = "";  // the parser's default for a node without plugin_namespace
 
-// Anything wrong is reported (log.h) and returned as a status other than 0, or null; nothing throws.
+// Errors are reported (log.h) and returned as a non-zero status or null. Nothing throws.
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
-  // `channels` as the node has it, 0 where it says nothing.
+  // `channels` is the node's attribute, 0 if it has none.
   Plugin(bool add, int32_t channels) noexcept : add_(add), channels_(channels) {}
 
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
@@ -42,7 +42,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                                  int32_t input_count, int32_t output_count) noexcept override;
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                           const nvinfer1::DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept override;
-  const char* getTimingCacheID() noexcept override { return version; }  // shapes and formats are added to it
+  const char* getTimingCacheID() noexcept override { return version; }  // TensorRT adds shapes and formats
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
                         const nvinfer1::PluginTensorDesc* outputs, int32_t output_count) noexcept override;
@@ -53,9 +53,10 @@ class Plugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
-  int32_t inputs() const { return add_ ? 4 : 3; }
-  std::string wrong_count(int32_t input_count, int32_t output_count) const;
-  std::string wrong_shapes(const nvinfer1::Dims* const* dims) const;
+  int32_t expected_inputs() const { return add_ ? 4 : 3; }
+  // Return an error message, "" if there is no error.
+  std::string check_counts(int32_t input_count, int32_t output_count) const;
+  std::string check_shapes(const nvinfer1::Dims* const* dims) const;
 
   bool add_;
   int32_t channels_;
@@ -67,7 +68,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
   explicit Creator(bool add) noexcept : add_(add) {}
 
-  // The field "channels": one int32 or int64, 1 or more; it may be absent.
+  // The optional field "channels" is one int32 or int64, at least 1.
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase) noexcept override;
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &fields_; }

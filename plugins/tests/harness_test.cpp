@@ -1,7 +1,7 @@
-// What cuda_on_cpu.h sees: a kernel that reverses every block by way of shared memory, right or with one fault.
-// Whoever runs this with a fault expects it to fail.
+// Tests that cuda_on_cpu.h and the sanitizers detect faults: a kernel reverses every block through shared memory,
+// correctly or with one fault. With a fault the program must fail.
 //
-//   harness_test right | no-barrier | divergent-barrier | beyond-shared | misaligned
+//   harness_test correct | no-barrier | divergent-barrier | beyond-shared | misaligned
 
 #include <cstdio>
 #include <cstring>
@@ -15,24 +15,24 @@ enum class Fault { none, no_barrier, divergent_barrier, beyond_shared, misaligne
 
 constexpr unsigned threads = 32;
 
-struct alignas(16) Four {
-  float at[4];
+struct alignas(16) Float4 {
+  float values[4];
 };
 
 __global__ void reverse(Fault fault, const float* x, float* y) {
   __shared__ float block[threads];
-  const unsigned own = threadIdx.x, start = blockIdx.x * threads;
-  block[fault == Fault::beyond_shared ? own + 1 : own] = x[start + own];
-  if (fault == Fault::divergent_barrier ? own % 2 == 0 : fault != Fault::no_barrier) __syncthreads();
-  y[start + own] = block[threads - 1 - own];
-  if (fault == Fault::misaligned && own < threads - 4)
-    y[start + own] = reinterpret_cast<const Four*>(x + start + own)->at[0];
+  const unsigned thread = threadIdx.x, start = blockIdx.x * threads;
+  block[fault == Fault::beyond_shared ? thread + 1 : thread] = x[start + thread];
+  if (fault == Fault::divergent_barrier ? thread % 2 == 0 : fault != Fault::no_barrier) __syncthreads();
+  y[start + thread] = block[threads - 1 - thread];
+  if (fault == Fault::misaligned && thread < threads - 4)
+    y[start + thread] = reinterpret_cast<const Float4*>(x + start + thread)->values[0];
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* const names[] = {"right", "no-barrier", "divergent-barrier", "beyond-shared", "misaligned"};
+  const char* const names[] = {"correct", "no-barrier", "divergent-barrier", "beyond-shared", "misaligned"};
   Fault fault = Fault::none;
   for (int i = 0; i < 5; ++i)
     if (argc > 1 && std::strcmp(argv[1], names[i]) == 0) fault = static_cast<Fault>(i);
@@ -45,8 +45,8 @@ int main(int argc, char** argv) {
   constexpr unsigned blocks = 3;
   std::mt19937 random(0);
   for (const Order order : orders) {
-    std::unique_ptr<Four[]> in = std::make_unique<Four[]>(blocks * threads / 4);
-    float* const x = in[0].at;
+    std::unique_ptr<Float4[]> in = std::make_unique<Float4[]>(blocks * threads / 4);
+    float* const x = in[0].values;
     float y[blocks * threads] = {};
     for (unsigned i = 0; i < blocks * threads; ++i) x[i] = static_cast<float>(i);
     cuda_on_cpu::launch(blocks, threads, order, random, [&] { reverse(fault, x, y); });

@@ -1,5 +1,4 @@
-// What the kernels are compared with: the storage types by their definition, and tensors that a sanitizer can
-// watch over.
+// The storage types by their definition, and tensors whose every access a sanitizer checks.
 
 #pragma once
 
@@ -16,23 +15,25 @@ namespace {
 using sparta::Type;
 
 struct Format {
-  int mantissa, lowest, highest;  // bits; exponents of the smallest and of the largest normal number
+  int mantissa, min_exponent, max_exponent;  // bits; exponents of the smallest and of the largest normal number
 };
 constexpr Format formats[] = {{23, -126, 127}, {10, -14, 15}, {7, -126, 127}};
 
+// Round to nearest even, to infinity beyond the largest number.
 double round_to(double value, Type type) {
   const Format& f = formats[static_cast<int>(type)];
   if (value == 0 || std::isnan(value) || std::isinf(value)) return value;
-  const int exponent = std::max(std::ilogb(value), f.lowest);
+  const int exponent = std::max(std::ilogb(value), f.min_exponent);
   const double unit = std::ldexp(1.0, exponent - f.mantissa);
   const double rounded = std::nearbyint(value / unit) * unit;
-  const double largest = std::ldexp(2.0 - std::ldexp(1.0, -f.mantissa), f.highest);
+  const double largest = std::ldexp(2.0 - std::ldexp(1.0, -f.mantissa), f.max_exponent);
   return std::abs(rounded) > largest ? std::copysign(INFINITY, value) : rounded;
 }
 
-inline double unit_of(double value, Type type) {  // in the last place
+// Return the unit in the last place of a value.
+inline double ulp(double value, Type type) {
   const Format& f = formats[static_cast<int>(type)];
-  const int exponent = value == 0 ? f.lowest : std::max(std::ilogb(value), f.lowest);
+  const int exponent = value == 0 ? f.min_exponent : std::max(std::ilogb(value), f.min_exponent);
   return std::ldexp(1.0, exponent - f.mantissa);
 }
 
@@ -88,7 +89,7 @@ double decode(const char* from, Type type) {
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-// A heap block of exactly `count` elements that starts `shift` elements after an aligned address.
+// A tensor in a heap block of exactly its size, starting `shift` elements after an aligned address.
 class Tensor {
  public:
   Tensor(Type type, size_t count, size_t shift)

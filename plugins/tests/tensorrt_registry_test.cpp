@@ -1,7 +1,7 @@
-// How libsparta_trt.so makes its plugins known, in one order of opening (dlopen, as Triton does) and loading
-// (IPluginRegistry::loadLibrary) a process.
+// Tests the registration of the plugins with a TensorRT of the headers' version (tensorrt_stand_in.cpp), for one
+// sequence of opening the library (dlopen, as Triton does) and loading it (IPluginRegistry::loadLibrary).
 //
-//   tensorrt_registry_test libsparta_trt.so libnvinfer.so alone|open|load|open-load|...
+//   tensorrt_registry_test libsparta_trt.so libnvinfer.so alone|copies|open|load|open-load|...
 
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
@@ -26,9 +26,9 @@ using namespace nvinfer1;
 
 template <class Function>
 Function* find(void* library, const char* name) {
-  void* const found = dlsym(library, name);
-  CHECK(found != nullptr);
-  return reinterpret_cast<Function*>(found);
+  void* const function = dlsym(library, name);
+  CHECK(function != nullptr);
+  return reinterpret_cast<Function*>(function);
 }
 
 void* open(const std::string& path) {
@@ -40,8 +40,8 @@ void* open(const std::string& path) {
 
 const char* (*last_error)() = nullptr;
 
-// Asks for something that is refused; returns what TensorRT's loggers were told, and by which.
-std::string logs(void* tensorrt, IPluginRegistry* registry) {
+// Make the plugin report an error. Return the name of the logger that received it, "" if none did.
+std::string logger_of_error(void* tensorrt, IPluginRegistry* registry) {
   const float real = 4;
   const PluginField field{"channels", &real, PluginFieldType::kFLOAT32, 1};
   const PluginFieldCollection fields{1, &field};
@@ -58,7 +58,7 @@ std::string logs(void* tensorrt, IPluginRegistry* registry) {
 int main(int argc, char** argv) {
   CHECK(argc == 4);
   const std::string path = argv[1], order = argv[3];
-  if (order == "alone") {  // without any TensorRT
+  if (order == "alone") {  // no TensorRT in the process
     void* const library = open(path);
     CHECK(*find<const char*()>(library, "sparta_trt_last_error")() == '\0');
     CHECK(dlclose(library) == 0);
@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
     registry->getAllCreators(&result);
     return result;
   };
-  if (order == "copies") {  // two files of one content
+  if (order == "copies") {  // two copies of the library
     const std::string copy = path + "." + std::to_string(std::rand()) + ".so";
     std::ofstream(copy, std::ios::binary) << std::ifstream(path, std::ios::binary).rdbuf();
     open(path);
@@ -89,16 +89,16 @@ int main(int argc, char** argv) {
     if (step == "open") opened = open(path);
     if (step == "close") CHECK(dlclose(opened) == 0);
     if (step == "load") {
-      CHECK((registry->loadLibrary(path.c_str()) != nullptr) == !loaded);  // TensorRT refuses the second time
+      CHECK((registry->loadLibrary(path.c_str()) != nullptr) == !loaded);  // TensorRT refuses a second load
       loaded = true;
     }
     CHECK(count() == 2);
     CHECK(registry->getCreator("Sparta", "1", "") && registry->getCreator("SpartaAdd", "1", ""));
   }
-  CHECK(*find<const char*()>(tensorrt, "stand_in_logged")() == '\0');  // so far all went well
+  CHECK(*find<const char*()>(tensorrt, "stand_in_logged")() == '\0');  // no error so far
   last_error = find<const char*()>(open(path), "sparta_trt_last_error");
-  find<void(void (*)())>(tensorrt, "stand_in_on_log")([] { last_error(); });  // a logger may ask back
-  CHECK(logs(tensorrt, registry) == (loaded ? "found" : "global"));
+  find<void(void (*)())>(tensorrt, "stand_in_on_log")([] { last_error(); });  // a logger may call back into the plugin
+  CHECK(logger_of_error(tensorrt, registry) == (loaded ? "found" : "global"));
   find<void(bool)>(tensorrt, "stand_in_has_logger")(false);
-  CHECK(logs(tensorrt, registry).empty());
+  CHECK(logger_of_error(tensorrt, registry).empty());
 }

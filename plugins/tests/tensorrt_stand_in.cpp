@@ -1,5 +1,5 @@
-// A libnvinfer with nothing but a registry and a logger, as TensorRT's own headers declare them: what a plugin
-// library asks of TensorRT when it is opened, loaded and in trouble. It is of the headers' version.
+// A stand-in for libnvinfer with only a plugin registry, a logger and a logger finder, which derive from the classes in
+// TensorRT's headers. It reports the version of the headers.
 
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
@@ -25,12 +25,12 @@ struct Logger : ILogger {
     if (on_log) on_log();
   }
   const char* name_;
-} logger("global"), found("found");
+} logger("global"), found_logger("found");
 
-bool has_logger = true;  // TensorRT has none before something is built or run
+bool has_logger = true;  // TensorRT has no logger before the first builder or runtime is created
 
 struct Finder : ILoggerFinder {
-  ILogger* findLogger() override { return has_logger ? &found : nullptr; }
+  ILogger* findLogger() override { return has_logger ? &found_logger : nullptr; }
 } finder;
 
 class Registry : public IPluginRegistry {
@@ -48,12 +48,12 @@ class Registry : public IPluginRegistry {
     reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(&finder);
     int32_t count = 0;
     const auto get = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"));
-    IPluginCreatorInterface* const* const given = get(count);
-    bool taken = count == 0;
+    IPluginCreatorInterface* const* const creators = get(count);
+    bool refused = count == 0;
     for (int32_t i = 0; i < count; ++i)
-      taken = taken || find(static_cast<IPluginCreatorV3One*>(given[i])->getPluginName());
-    for (int32_t i = 0; !taken && i < count; ++i) registerCreator(*given[i], "");
-    if (!taken) return library;
+      refused = refused || find(static_cast<IPluginCreatorV3One*>(creators[i])->getPluginName());
+    for (int32_t i = 0; !refused && i < count; ++i) registerCreator(*creators[i], "");
+    if (!refused) return library;
     dlclose(library);
     return nullptr;
   }
@@ -86,7 +86,7 @@ class Registry : public IPluginRegistry {
     return getAllCreators(count);
   }
 #endif
-#if NV_TENSORRT_MAJOR == 10  // IPluginV2's, which nothing here may call
+#if NV_TENSORRT_MAJOR == 10  // for IPluginV2, never called by the plugin
   bool registerCreator(IPluginCreator&, const char*) noexcept override { std::abort(); }
   IPluginCreator* const* getPluginCreatorList(int32_t*) const noexcept override { std::abort(); }
   IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { std::abort(); }
@@ -109,7 +109,7 @@ EXPORT IPluginRegistry* getPluginRegistry() noexcept { return &registry; }
 EXPORT ILogger* getLogger() noexcept { return has_logger ? &logger : nullptr; }
 EXPORT int32_t getInferLibVersion() noexcept { return NV_TENSORRT_VERSION; }
 
-// For the test.
+// Functions for the test.
 EXPORT IPluginRegistry* stand_in_registry() { return &registry; }
 EXPORT const char* stand_in_logged() { return logged.c_str(); }
 EXPORT void stand_in_has_logger(bool has) { has_logger = has; }

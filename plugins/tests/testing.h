@@ -1,4 +1,4 @@
-// What the tests of core share: checks that count, a pool of threads, and the choice of instructions.
+// Helpers of the tests of core: CHECK, a thread pool, and skipping instruction sets that this CPU does not have.
 
 #pragma once
 
@@ -24,26 +24,27 @@ int failures = 0;
     }                                                   \
   } while (false)
 
-// Three threads that take the tasks in turn.
-inline sparta::Pool threads() {
+// Return a pool of three threads.
+inline sparta::Pool thread_pool() {
   return {nullptr, [](void*, void (*task)(void*, size_t), size_t count, void* argument) {
             std::atomic<size_t> next{0};
             const auto work = [&] {
               for (size_t i; (i = next++) < count;) task(argument, i);
             };
-            std::thread other(work), another(work);
+            std::thread second(work), third(work);
             work();
-            other.join();
-            another.join();
+            second.join();
+            third.join();
           }};
 }
 
-// What a test returns: 77, which ctest shows as skipped, where SPARTA_ISA asks for instructions that are not here.
+// Run body() and return the exit code. If the instruction set that SPARTA_ISA requests is not available, return 77,
+// which ctest shows as skipped.
 template <class Body>
 int run_tests(const Body& body) {
-  const char* const asked = std::getenv("SPARTA_ISA");
-  if (asked != nullptr && std::strcmp(asked, sparta::instructions()) != 0) {
-    std::printf("this CPU or compiler has no %s; it would run %s\n", asked, sparta::instructions());
+  const char* const requested = std::getenv("SPARTA_ISA");
+  if (requested != nullptr && std::strcmp(requested, sparta::instructions()) != 0) {
+    std::printf("this CPU or compiler has no %s; it would run %s\n", requested, sparta::instructions());
     return 77;
   }
   body();

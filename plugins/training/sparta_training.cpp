@@ -1,5 +1,5 @@
-// What training calls of the kernels, as C functions; part of libsparta_ort, which needs ONNX Runtime only when
-// that loads it. robust_export.training.fused_sparta makes a function of torch's autograd of them.
+// C functions for training, part of libsparta_ort, which does not need ONNX Runtime to be loaded.
+// robust_export.training.fused_sparta calls them by ctypes.
 
 #include <cstdint>
 #include <exception>
@@ -8,8 +8,9 @@
 
 namespace {
 
+// Return 1, or 0 if `body` throws: the kernel size is not supported, or memory is exhausted.
 template <class Body>
-int done(const Body& body) {
+int succeeds(const Body& body) {
   try {
     body();
     return 1;
@@ -20,25 +21,26 @@ int done(const Body& body) {
 
 }  // namespace
 
-// y = Sparta(x), for n images [h, w, c] of float32 with weight [c, k, k] and bias [c], and their gate, or null. 0:
-// there is no such kernel, or no memory.
+// Compute y = Sparta(x) for n float32 images [h, w, c] with weight [c, k, k] and bias [c]. gate [n, h, w, c] receives
+// 2 * sigmoid(w (*) x + b); it may be null. Return 1 on success, 0 on failure.
 extern "C" __attribute__((visibility("default"))) int sparta_forward(const float* weight, const float* bias,
                                                                      const float* x, float* y, float* gate, int64_t n,
                                                                      int64_t c, int64_t h, int64_t w, int64_t k) {
-  return done([&] {
-    const sparta::Function function(weight, bias, sparta::Type::float32, c, k);
-    sparta::apply_last(function, x, y, gate, {n, c, h, w}, sparta::serial());
+  return succeeds([&] {
+    const sparta::PackedWeights weights(weight, bias, sparta::Type::float32, c, k);
+    sparta::forward_nhwc(weights, x, y, gate, {n, c, h, w}, sparta::serial_pool());
   });
 }
 
-// From the gradient in y those in x, and in bias and weight: of_taps [n, c, 1 + k * k], or null.
+// Compute grad_x [n, h, w, c] and, unless null, grad_params [n, c, 1 + k * k]: per image grad_bias, then grad_weight.
+// Return 1 on success, 0 on failure.
 extern "C" __attribute__((visibility("default"))) int sparta_backward(const float* weight, const float* bias,
                                                                       const float* x, const float* gate,
-                                                                      const float* gradient, float* of_x,
-                                                                      float* of_taps, int64_t n, int64_t c, int64_t h,
-                                                                      int64_t w, int64_t k) {
-  return done([&] {
-    const sparta::Function function(weight, bias, sparta::Type::float32, c, k);
-    sparta::gradients_last(function, x, gate, gradient, of_x, of_taps, {n, c, h, w}, sparta::serial());
+                                                                      const float* grad_y, float* grad_x,
+                                                                      float* grad_params, int64_t n, int64_t c,
+                                                                      int64_t h, int64_t w, int64_t k) {
+  return succeeds([&] {
+    const sparta::PackedWeights weights(weight, bias, sparta::Type::float32, c, k);
+    sparta::backward_nhwc(weights, x, gate, grad_y, grad_x, grad_params, {n, c, h, w}, sparta::serial_pool());
   });
 }
