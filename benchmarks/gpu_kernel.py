@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robust_export.benchmark.end_to_end import sparta_planes
-from robust_export.kernels.nvrtc import TYPES, WIDEST, Kernel, compile_kernels, machine_code
+from robust_export.benchmark.networks import sparta_inputs
+from robust_export.kernels.nvrtc import ACCESS_BYTES, TYPES, Kernel, compile_kernels, disassemble
 from robust_export.nn.models import create_model
 
 BLOCK = 128  # threads, of plugins/core/cuda_geometry.h
@@ -42,7 +42,7 @@ GPUS = (
     Gpu("RTX 5090", "sm_120", 1536, 24, 1792),
 )
 KERNELS = [
-    *(Kernel(kind, k, WIDEST // TYPES[kind][1]) for kind in ("float32", "float16") for k in (1, 3, 5, 7)),
+    *(Kernel(kind, k, ACCESS_BYTES // TYPES[kind][1]) for kind in ("float32", "float16") for k in (1, 3, 5, 7)),
     *(Kernel("float16", k, 0) for k in (1, 3)),
 ]
 
@@ -56,7 +56,7 @@ def occupancy(registers: int, gpu: Gpu) -> float:
 
 def kernels_table() -> str:
     """Return registers and occupancy of the kernels for aligned rows, by architecture."""
-    found = {gpu: machine_code(compile_kernels(KERNELS, gpu.architecture)) for gpu in GPUS}
+    found = {gpu: disassemble(compile_kernels(KERNELS, gpu.architecture)) for gpu in GPUS}
     lines = [
         "| kernel | bytes moved per element | " + " | ".join(gpu.architecture for gpu in GPUS) + " |",
         "|---|---:|" + "---:|" * len(GPUS),
@@ -75,7 +75,7 @@ def kernels_table() -> str:
 def times_table(batch: int = 32, size: int = 224) -> str:
     """Return how long memory takes for all planes of a ResNet-18, by GPU and by who does it."""
     network = create_model("r18_sparta", num_classes=1000, image_size=size)
-    shapes = [shape for shape, _ in sparta_planes(network, np.zeros((1, 3, size, size), np.float32))]
+    shapes = [shape for shape, _ in sparta_inputs(network, np.zeros((1, 3, size, size), np.float32))]
     elements = batch * sum(math.prod(shape) for shape in shapes)
     ways = {"the plugin": 2, "convolution, then one fused elementwise": 5, "every step by itself": 9}
     lines = [

@@ -33,7 +33,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("TENSORRT_INCLUDE_DIR", raising=False)
     monkeypatch.setattr("robust_export.kernels.headers.tensorrt.SYSTEM", ())
     monkeypatch.setattr("robust_export.kernels.headers.tensorrt.WHEEL", "no_such_wheel")
-    monkeypatch.setattr("robust_export.kernels.toolchain._gpus_here", set)
+    monkeypatch.setattr("robust_export.kernels.toolchain._local_architectures", set)
     monkeypatch.setenv("CUDACXX", str(program(tmp_path / "bin/nvcc", "compute_75", "compute_90")))
     return tmp_path
 
@@ -49,7 +49,7 @@ def source(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name, text in {"CMakeLists.txt": CMAKE, "ort.cpp": ORT, "trt.cpp": TRT}.items():
         (folder / name).write_text(text)
-    monkeypatch.setattr("robust_export.kernels.building.sources", lambda: folder)
+    monkeypatch.setattr("robust_export.kernels.building.source_folder", lambda: folder)
     monkeypatch.setattr("robust_export.kernels.paths.source_digest", lambda: "standin")
     api = bare / "onnxruntime"
     api.mkdir()

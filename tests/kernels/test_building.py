@@ -21,7 +21,7 @@ from robust_export.bundle import Bundle
 from robust_export.cli import cli
 from robust_export.errors import ArtifactError, BuildError, UnknownName
 from robust_export.export.exporter import export_onnx
-from robust_export.kernels.headers.onnxruntime import find_headers
+from robust_export.kernels.headers.onnxruntime import find_ort_headers
 from robust_export.nn.load import load
 from robust_export.nn.sparta import Sparta
 from robust_export.recipe.schema import Verify
@@ -57,7 +57,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def headers(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """ONNX Runtime's headers where `built` found them, so that nothing is fetched; no nvcc, which is slow."""
-    found = find_headers(kernels.cache() / "headers").path
+    found = find_ort_headers(kernels.cache_folder() / "headers").path
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(found))
     monkeypatch.setenv("CUDACXX", "no-nvcc-here")
     return found
@@ -66,7 +66,7 @@ def headers(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("quick_compiler")
 def test_build_info_and_build_again(headers: Path, empty: Path) -> None:
     assert kernels.ort_library() is None
-    assert "plugins build" in kernels.why_no_library()
+    assert "plugins build" in kernels.why_no_ort_library()
     result = run("plugins", "build", "--json")
     assert result.exit_code == 0, result.output
     entry = json.loads(result.stdout)["libraries"]["onnxruntime"]
@@ -92,8 +92,8 @@ def test_without_a_compiler(empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert result.exit_code == 1
     assert "no C++ compiler" in result.stderr
     assert "apt-get install g++" in result.stderr
-    assert "C++ compiler" in kernels.why_no_library()
-    assert len(kernels.why_no_library().splitlines()) == 1
+    assert "C++ compiler" in kernels.why_no_ort_library()
+    assert len(kernels.why_no_ort_library().splitlines()) == 1
     monkeypatch.setenv("CXX", "g++-of-nobody")
     assert "'g++-of-nobody', which is no command" in run("plugins", "build").stderr
 
@@ -138,12 +138,12 @@ def test_headers_from_a_release_archive(
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])  # a connection that broke off
     with pytest.raises(BuildError, match=r"release 1\.21\.0: "):
-        find_headers(tmp_path / "cache")
+        find_ort_headers(tmp_path / "cache")
     archive.write_bytes(whole)
-    found = find_headers(tmp_path / "cache")
+    found = find_ort_headers(tmp_path / "cache")
     assert (found.path / "onnxruntime_cxx_api.h").is_file()
     archive.unlink()
-    assert find_headers(tmp_path / "cache") == found  # kept
+    assert find_ort_headers(tmp_path / "cache") == found  # kept
 
 
 def test_headers_that_are_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_headers_that_are_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 17\n")
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(tmp_path))
     with pytest.raises(BuildError, match="18 or later"):
-        find_headers(tmp_path / "cache")
+        find_ort_headers(tmp_path / "cache")
 
 
 def test_a_compiler_that_fails(

@@ -1,79 +1,116 @@
-"""The kernels for GPUs on the CPU (plugins/tests): faults planted in their source must not go unseen."""
+"""Faults planted in the source of the CUDA kernels must be detected by plugins/tests/cuda_test.cpp.
+
+One program contains all faults; the environment variable PLANTED_FAULT selects one when it runs.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from robust_export import kernels
-from tests.kernels.compiling import kernels_on_cpu
+from robust_export.kernels.paths import source_folder
+from tests.kernels.build_cache import build_once
+from tests.kernels.compiling import kernels_on_cpu, run_command, tools_or_skip
+
+KERNEL, GEOMETRY = "cuda_kernel.h", "cuda_geometry.h"
 
 FAULTS = {
-    "a row beyond the plane": ("cuda_kernel.h", "inside(row, h)) * w", "row < 0 ? 0 : row) * w"),
-    "a column beyond the plane": ("cuda_kernel.h", "from + inside(column, w);", "from + column;"),
-    "rows written beyond the plane": ("cuda_kernel.h", "if (top + o >= h) break;", ""),
-    "columns written beyond the plane": ("cuda_kernel.h", "if (left + o >= w) break;", ""),
-    "threads beyond the last": (
-        "cuda_kernel.h",
-        "if (number >= plane_threads(n, c, h, w, V, k)) return;",
-        "",
+    "row outside the feature map": (
+        KERNEL, "clamp_index(row, h)", "(FAULT ? (row < 0 ? 0 : row) : clamp_index(row, h))",
     ),
-    "a vector that is not aligned": ("cuda_geometry.h", "&& alignment >= 16 ", ""),
-    "taps of channels that pad": ("cuda_kernel.h", "if (channel + t / (k * k) < c)", ""),
-    "a bias of channels that pad": (
-        "cuda_kernel.h",
-        "channel + j < c ? widen(bias[channel + j]) : 0.0f",
-        "widen(bias[channel + j])",
+    "column outside the feature map": (
+        KERNEL,
+        "offset = row_start + clamp_index(column, w);",
+        "offset = row_start + (FAULT ? column : clamp_index(column, w));",
     ),
-    "channels that pad not cleared": (
-        "cuda_kernel.h",
-        "channel + j < c ? activate(value, attention[o][j]) : 0.0f",
-        "activate(value, attention[o][j])",
+    "rows written outside the feature map": (
+        KERNEL, "if (top + o >= h) break;", "if (!FAULT && top + o >= h) break;",
     ),
-    "one tap turned": (
-        "cuda_kernel.h",
-        "taps[a * k + b] * value[v + b]",
-        "taps[a * k + k - 1 - b] * value[v + b]",
+    "columns written outside the feature map": (
+        KERNEL, "if (left + o >= w) break;", "if (!FAULT && left + o >= w) break;",
     ),
-    "edges not zero": (
-        "cuda_kernel.h",
+    "threads after the last": (
+        KERNEL,
+        "if (thread >= nchw_threads(n, c, h, w, V, k)) return;",
+        "if (!FAULT && thread >= nchw_threads(n, c, h, w, V, k)) return;",
+    ),
+    "unaligned vector": (GEOMETRY, "&& alignment >= 16 ", "&& (FAULT || alignment >= 16) "),
+    "weights of padding channels": (
+        KERNEL, "if (channel + t / (k * k) < c)", "if (FAULT || channel + t / (k * k) < c)",
+    ),
+    "bias of padding channels": (
+        KERNEL,
+        "channel_bias = channel + j < c ?",
+        "channel_bias = FAULT || channel + j < c ?",
+    ),
+    "padding channels not cleared": (
+        KERNEL,
+        "store_rounded(channel + j < c ? activate",
+        "store_rounded(FAULT || channel + j < c ? activate",
+    ),
+    "flipped weights": (
+        KERNEL,
+        "weights[a * k + b] * value[v + b]",
+        "weights[a * k + (FAULT ? k - 1 - b : b)] * value[v + b]",
+    ),
+    "no zero padding": (
+        KERNEL,
         "if (row < 0 || row >= h || column < 0 || column >= w) value[j] = 0.0f;",
-        "",
+        "if (!FAULT && (row < 0 || row >= h || column < 0 || column >= w)) value[j] = 0.0f;",
     ),
     "too few blocks": (
-        "cuda_geometry.h",
+        GEOMETRY,
         "return ceil_div(threads, block_threads);",
-        "return threads / block_threads;",
+        "return FAULT ? threads / block_threads : ceil_div(threads, block_threads);",
     ),
-}
+}  # fmt: skip
+
+SELECT = """
+#include <cstdlib>
+inline const int planted_fault = std::getenv("PLANTED_FAULT") ? std::atoi(std::getenv("PLANTED_FAULT")) : -1;
+"""
+
+RUNTIME_FUNCTIONS = ("int vector_width(", "int64_t block_count(")  # read planted_fault, so are not constexpr
+
+
+def plant_faults(folder: Path) -> None:
+    """Change a copy of plugins/core so that planted_fault selects a fault."""
+    for number, (name, correct, faulty) in enumerate(FAULTS.values()):
+        source = (folder / name).read_text()
+        assert correct in source, f"{correct!r} is no longer in {name}: update FAULTS"
+        (folder / name).write_text(
+            source.replace(correct, faulty.replace("FAULT", f"(planted_fault == {number})"))
+        )
+    geometry = (folder / GEOMETRY).read_text()
+    for function in RUNTIME_FUNCTIONS:
+        assert f"constexpr {function}" in geometry
+        geometry = geometry.replace(f"constexpr {function}", f"inline {function}")
+    (folder / GEOMETRY).write_text(geometry.replace("#pragma once", f"#pragma once\n{SELECT}"))
 
 
 @pytest.fixture(scope="module")
-def compiler() -> list[str]:
-    """Return the command that compiles the test, fast, with every access watched."""
-    return kernels_on_cpu(
-        "-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-Wno-psabi", "-Wno-unknown-pragmas"
-    )
+def program() -> Path:
+    """Return the test program with all faults, compiled with ASan and alignment checks."""
+    sanitizers = ["-fsanitize=address,alignment", "-fno-sanitize-recover=all"]
+    command = kernels_on_cpu(*sanitizers, "-Wno-psabi", "-Wno-unknown-pragmas")
 
+    def build(folder: Path) -> None:
+        core = shutil.copytree(source_folder() / "core", folder / "core")
+        plant_faults(core)
+        test = source_folder() / "tests" / "cuda_test.cpp"
+        run_command([*command, f"-I{core}", str(test), "-o", str(folder / "cuda_test")])
 
-def passes(compiler: list[str], folder: Path) -> bool:
-    program = folder / "cuda_test"
-    subprocess.run(
-        [*compiler, f"-I{folder}/core", str(folder / "tests/cuda_test.cpp"), "-o", str(program)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return subprocess.run([program, "6"], capture_output=True, check=False).returncode == 0
+    inputs: list[str | Path] = [tools_or_skip().version, *command, source_folder(), Path(__file__)]
+    return build_once("cuda-faults", inputs, build) / "cuda_test"
 
 
 @pytest.mark.parametrize("fault", ["none", *FAULTS])
-def test_a_fault_in_the_kernel_is_seen(compiler: list[str], tmp_path: Path, fault: str) -> None:
-    shutil.copytree(kernels.sources(), tmp_path, dirs_exist_ok=True)
-    if fault in FAULTS:
-        file, right, wrong = FAULTS[fault]
-        source = (tmp_path / "core" / file).read_text()
-        assert right in source, "the fault has nowhere to be planted: bring it up to date"
-        (tmp_path / "core" / file).write_text(source.replace(right, wrong))
-    assert passes(compiler, tmp_path) == (fault == "none")
+def test_planted_fault_is_detected(program: Path, fault: str) -> None:
+    number = list(FAULTS).index(fault) if fault in FAULTS else -1
+    environment = os.environ | {"PLANTED_FAULT": str(number)}
+    result = subprocess.run([program, "6"], env=environment, capture_output=True, check=False)
+    assert (result.returncode == 0) == (fault == "none")

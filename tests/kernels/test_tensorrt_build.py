@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from robust_export.cli.machine_checks import check_machine
 
 from robust_export import kernels
+from robust_export.cli.machine_checks import check_machine
 from robust_export.errors import BuildError
-from robust_export.kernels.headers.onnxruntime import find_headers
+from robust_export.kernels.headers.onnxruntime import find_ort_headers
 from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
 from tests.kernels.stand_ins import TRT, headers, providers, run
 
@@ -174,7 +174,9 @@ def test_the_real_plugin_is_built_and_opens(
         found = find_tensorrt_headers()
     except BuildError as error:
         pytest.skip(str(error))
-    monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(find_headers(kernels.cache() / "headers").path))
+    monkeypatch.setenv(
+        "ONNXRUNTIME_INCLUDE_DIR", str(find_ort_headers(kernels.cache_folder() / "headers").path)
+    )
     monkeypatch.setenv("ROBUST_EXPORT_CACHE", str(bare / "real"))
     monkeypatch.delenv("ROBUST_EXPORT_ORT_LIBRARY", raising=False)
     monkeypatch.setenv("ROBUST_EXPORT_CUDA_ARCHS", "80-real")

@@ -1,8 +1,9 @@
-"""The TensorRT plugin: driven by a program of ours without TensorRT, and loaded by TensorRT for RTX."""
+"""The TensorRT plugin: called by test programs without TensorRT, and loaded by TensorRT for RTX."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -10,16 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels
-from robust_export.errors import BuildError
+from robust_export.kernels.headers import tensorrt
+from robust_export.kernels.libraries import trt_library
+from robust_export.kernels.paths import source_folder
+from tests.kernels.build_cache import build_once
+from tests.kernels.compiling import cmake_build, ctest, cuda_include, run_command, tools_or_skip
+
+PROGRAMS = (
+    "nvinfer_stand_in", "slots_stand_in", "tensorrt_test", "tensorrt_registry_test", "tensorrt_slots_test",
+    "tensorrt_versions_test",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def headers() -> Path:
-    """Return the folder of TensorRT's headers that come with kernel-lens."""
-    found = importlib.util.find_spec("kernel_lens")
-    places = [Path(root) / "include/tensorrt" for root in (found and found.submodule_search_locations) or []]
-    folder = next((place for place in places if (place / "NvInfer.h").is_file()), None)
+    """Return the folder of TensorRT's headers in the wheel kernel-lens."""
+    folder = next((folder for folder in tensorrt.wheel_folders() if (folder / "NvInfer.h").is_file()), None)
     if folder is None:
         pytest.skip("there are no TensorRT headers: pip install --no-deps kernel-lens")
     return folder
@@ -33,68 +40,67 @@ def nvcc() -> str:
     return command
 
 
-def build(folder: Path, headers: Path, nvcc: str, sanitize: str = "", plugin: Path | None = None) -> Path:
-    """Build the plugin, for one GPU, unless it is given, and what drives it; return their folder."""
-    try:
-        tools = kernels.find_tools()
-    except BuildError as error:
-        pytest.skip(str(error))
+def build(headers: Path, nvcc: str, sanitizers: str = "") -> Path:
+    """Return the build tree of the test programs and of the plugin for one architecture, from the cache."""
     options = {
-        "SPARTA_TESTS": "ON", "SPARTA_CUDA": "ON", "SPARTA_TRT_INCLUDE": str(headers),
-        "SPARTA_SANITIZE": sanitize, "CMAKE_CUDA_COMPILER": nvcc, "CMAKE_CUDA_ARCHITECTURES": "80",
-        "CMAKE_CXX_COMPILER": tools.compiler, "CMAKE_CXX_FLAGS": "-Werror",
+        "SPARTA_CUDA": "ON", "SPARTA_TRT_INCLUDE": str(headers), "SPARTA_SANITIZE": sanitizers,
+        "CMAKE_CUDA_COMPILER": nvcc, "CMAKE_CUDA_ARCHITECTURES": "80",
     }  # fmt: skip
-    given = [f"-D{name}={value}" for name, value in options.items()]
-    targets = ["nvinfer_stand_in", "tensorrt_test", "tensorrt_registry_test"]
-    targets += [] if plugin else ["sparta_trt"]
-    for command in (
-        [tools.cmake, "-S", str(kernels.sources()), "-B", str(folder), *given],
-        [tools.cmake, "--build", str(folder), "--target", *targets],
-    ):
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
-    if plugin:
-        shutil.copy(plugin, folder / "tensorrt")
-    return folder / "tensorrt"
+    return cmake_build("tensorrt-sanitized" if sanitizers else "tensorrt", options, "sparta_trt", *PROGRAMS)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, headers: Path, nvcc: str) -> Path:
-    """The folder with libsparta_trt.so as users have it: the one that is built, if there is one."""
-    return build(tmp_path_factory.mktemp("plugin"), headers, nvcc, plugin=kernels.trt_library())
+def plugin(headers: Path, nvcc: str) -> Path:
+    """Return libsparta_trt.so without sanitizers: the user's build if there is one."""
+    return trt_library() or build(headers, nvcc) / "tensorrt/libsparta_trt.so"
 
 
-def ctest(folder: Path) -> None:
-    program = Path(kernels.find_tools().cmake).with_name("ctest")
-    command = [str(program), "--test-dir", str(folder), "--output-on-failure"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
-    assert "100% tests passed" in ran.stdout
+@pytest.mark.parametrize("sanitizers", ["", "address,undefined"])
+def test_programs_pass(headers: Path, nvcc: str, sanitizers: str) -> None:
+    """Fields, formats, shapes, clones, errors, every order of opening and loading, every TensorRT version."""
+    ctest(build(headers, nvcc, sanitizers), "tensorrt")
 
 
-def test_the_plugin_does_what_tensorrt_asks(plain: Path) -> None:
-    """Fields, formats, shapes, copies, failures, and every order of opening and loading (plugins/tests)."""
-    ctest(plain)
+def header_folders() -> list[Path]:
+    """Return every folder with TensorRT's headers on this machine."""
+    requested = [os.environ[tensorrt.VARIABLE]] if os.environ.get(tensorrt.VARIABLE) else []
+    folders = [*map(Path, requested), *map(Path, tensorrt.SYSTEM), *tensorrt.wheel_folders()]
+    versions = {folder: tensorrt.tensorrt_version(folder) for folder in folders}
+    return [folder for folder, version in versions.items() if version and version >= tensorrt.MIN_VERSION]
 
 
-def test_the_plugin_touches_only_what_is_its_own(tmp_path: Path, headers: Path, nvcc: str) -> None:
-    ctest(build(tmp_path, headers, nvcc, "address,undefined"))
+@pytest.mark.parametrize("folder", header_folders(), ids=str)
+def test_vtable_slots_match_the_headers(folder: Path) -> None:
+    """The slots in tensorrt/vtable_slots.h, for each TensorRT version whose headers are installed."""
+    include, tools, source = cuda_include(), tools_or_skip(), source_folder()
+    if not include:
+        pytest.skip("there are no CUDA headers, which TensorRT's need")
+
+    def compile_test(output: Path) -> None:
+        command = [tools.compiler, "-std=c++17", "-w", "-isystem", str(folder), "-isystem", include]
+        run_command([*command, str(source / "tests/tensorrt_slots_test.cpp"), "-o", str(output / "test")])
+
+    files = [source / "tensorrt/vtable_slots.h", source / "tests/tensorrt_slots_test.cpp"]
+    inputs: list[str | Path] = [tools.version, *files, folder]
+    output = run_command([str(build_once("tensorrt-slots", inputs, compile_test) / "test")])
+    version = tensorrt.tensorrt_version(folder)
+    assert version is not None
+    assert output.startswith(f"ok: TensorRT {version[0] * 100 + version[1]}")
 
 
-def test_the_plugin_opens_where_there_is_no_tensorrt(plain: Path) -> None:
-    library = plain / "libsparta_trt.so"
-    needed = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+def test_opens_without_tensorrt(plugin: Path) -> None:
+    needed = subprocess.run(["ldd", plugin], capture_output=True, text=True, check=True).stdout
     assert "libnvinfer" not in needed
     assert "libcuda" not in needed
-    code = f"import ctypes; f = ctypes.CDLL({str(library)!r}).sparta_trt_info"
+    code = f"import ctypes; f = ctypes.CDLL({str(plugin)!r}).sparta_trt_info"
     code += "; f.restype = ctypes.c_char_p; print(f().decode())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.startswith("TensorRT 10.14 headers, CUDA ")
-    assert said.stderr == ""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("TensorRT 10.14 headers, CUDA ")
+    assert result.stderr == ""
 
 
-def test_the_plugin_shows_nothing_but_its_entries(plain: Path) -> None:
-    command = ["nm", "--dynamic", "--defined-only", "--format=posix", str(plain / "libsparta_trt.so")]
+def test_exports_only_its_entry_points(plugin: Path) -> None:
+    command = ["nm", "--dynamic", "--defined-only", "--format=posix", str(plugin)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names = {line.split()[0] for line in listed.splitlines()}
     assert names == {"getCreators", "setLoggerFinder", "sparta_trt_info", "sparta_trt_last_error"}
@@ -125,14 +131,14 @@ print(creator.create_plugin("the node", trt.PluginFieldCollection([field]), trt.
 
 
 @pytest.mark.parametrize("order", ["open", "load", "open load", "load open", "open open"])
-def test_tensorrt_for_rtx_has_each_plugin_once(plain: Path, order: str) -> None:
-    """Opened, as a server opens it, or loaded; what is wrong reaches TensorRT's own logger."""
+def test_rtx_registers_each_plugin_once(plugin: Path, order: str) -> None:
+    """The library is opened, as a server does it, or loaded; errors go to TensorRT's logger."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
-    command = [sys.executable, "-c", RTX, str(plain / "libsparta_trt.so"), order]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    lines = ran.stdout.splitlines()
+    command = [sys.executable, "-c", RTX, str(plugin), order]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.splitlines()
     steps = len(order.split())
     assert lines[:steps] == ["['Sparta', 'SpartaAdd']"] * steps
     assert lines[steps] == (

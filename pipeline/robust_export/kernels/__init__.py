@@ -1,30 +1,36 @@
-"""The compiled kernels: found, built with CMake into a cache, and loaded.
+"""The native libraries with the Sparta kernels: found, or built with CMake into a cache. Needs no torch.
 
-A build is a folder `<source>-<machine>-<tools>` of the cache: digests of the sources under plugins/ and of
-what compiled them, and the kind of CPU. Instructions beyond its baseline (AVX2, AVX-512) are chosen when the
-library is loaded, so that a build serves every CPU of its kind. It has a library for ONNX Runtime and, where
-nvcc and TensorRT's headers are, one for TensorRT. Nothing here needs torch.
+A build is a folder `<source digest>-<machine>-<tool digest>` of the cache. It holds a library for ONNX
+Runtime and, if nvcc and TensorRT's headers are available, one for TensorRT. The instruction set (AVX-512,
+AVX2 or the baseline) is chosen when the library is loaded: one build runs on every CPU of an architecture.
 
-Environment: ROBUST_EXPORT_ORT_LIBRARY and ROBUST_EXPORT_TRT_LIBRARY are libraries to use instead ("" for
-none); ROBUST_EXPORT_CACHE the cache; ROBUST_EXPORT_CUDA_ARCHS the GPUs to compile for;
-ONNXRUNTIME_INCLUDE_DIR and TENSORRT_INCLUDE_DIR the headers; CXX and CUDACXX the compilers.
+Environment variables: ROBUST_EXPORT_ORT_LIBRARY and ROBUST_EXPORT_TRT_LIBRARY name libraries to use instead
+("" for none); ROBUST_EXPORT_CACHE the cache folder; ROBUST_EXPORT_CUDA_ARCHS the GPUs to compile for;
+ONNXRUNTIME_INCLUDE_DIR and TENSORRT_INCLUDE_DIR the header folders; CXX and CUDACXX the compilers.
 """
 
 from robust_export.kernels.building import Build, build
 from robust_export.kernels.libraries import (
-    load_problem,
-    open_trt_library,
     ort_library,
+    ort_load_error,
     trt_library,
-    why_no_library,
+    trt_library_info,
+    why_no_ort_library,
     why_no_trt_library,
 )
-from robust_export.kernels.paths import HOW, KERNEL_SIZES, ORT_LIBRARY, TRT_LIBRARY, cache, sources
+from robust_export.kernels.paths import (
+    BUILD_HINT,
+    KERNEL_SIZES,
+    ORT_LIBRARY,
+    TRT_LIBRARY,
+    cache_folder,
+    source_folder,
+)
 from robust_export.kernels.status import describe, ort_has_cuda
 from robust_export.kernels.toolchain import Tools, find_nvcc, find_tools
 
 __all__ = [
-    "HOW", "KERNEL_SIZES", "ORT_LIBRARY", "TRT_LIBRARY", "Build", "Tools", "build", "cache", "describe",
-    "find_nvcc", "find_tools", "load_problem", "open_trt_library", "ort_has_cuda", "ort_library", "sources",
-    "trt_library", "why_no_library", "why_no_trt_library",
+    "BUILD_HINT", "KERNEL_SIZES", "ORT_LIBRARY", "TRT_LIBRARY", "Build", "Tools", "build", "cache_folder",
+    "describe", "find_nvcc", "find_tools", "ort_has_cuda", "ort_library", "ort_load_error", "source_folder",
+    "trt_library", "trt_library_info", "why_no_ort_library", "why_no_trt_library",
 ]  # fmt: skip

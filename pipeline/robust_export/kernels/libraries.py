@@ -1,4 +1,4 @@
-"""The libraries that are built or given: where they are, why there is none, whether they load."""
+"""Find the native libraries, explain why one is missing, and test whether one loads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from robust_export.errors import BuildError, reason
 from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
-from robust_export.kernels.paths import HOW, ORT_LIBRARY, TRT_LIBRARY, build_folder
+from robust_export.kernels.paths import BUILD_HINT, ORT_LIBRARY, TRT_LIBRARY, build_folder
 from robust_export.kernels.toolchain import NO_NVCC, find_tools
 
-OPEN = """
+PRINT_INFO = """
 import ctypes, json, sys
 try:
     library = ctypes.CDLL(sys.argv[1])
@@ -26,54 +26,55 @@ if info is not None:
     info = info().decode()
 print(json.dumps(info))
 """
-"""Opens a library and prints what it says of itself."""
+"""A program that opens a library and prints the result of its sparta_trt_info as JSON."""
 
 
 def ort_library() -> Path | None:
-    """Return the library with ai.sparta::Sparta for ONNX Runtime, None where none is built.
+    """Return the library with ai.sparta::Sparta for ONNX Runtime, None if it is not built.
 
     Raises:
-        BuildError: if ROBUST_EXPORT_ORT_LIBRARY names a file that is not there.
+        BuildError: if ROBUST_EXPORT_ORT_LIBRARY names a file that does not exist.
     """
-    return _library("ROBUST_EXPORT_ORT_LIBRARY", ORT_LIBRARY)
+    return _find_library("ROBUST_EXPORT_ORT_LIBRARY", ORT_LIBRARY)
 
 
 def trt_library() -> Path | None:
-    """Return the library with the plugins Sparta and SpartaAdd for TensorRT, None where none is built.
+    """Return the library with the plugins Sparta and SpartaAdd for TensorRT, None if it is not built.
 
     Raises:
-        BuildError: if ROBUST_EXPORT_TRT_LIBRARY names a file that is not there.
+        BuildError: if ROBUST_EXPORT_TRT_LIBRARY names a file that does not exist.
     """
-    return _library("ROBUST_EXPORT_TRT_LIBRARY", TRT_LIBRARY)
+    return _find_library("ROBUST_EXPORT_TRT_LIBRARY", TRT_LIBRARY)
 
 
-def _library(variable: str, name: str) -> Path | None:
-    given = os.environ.get(variable)
-    if given is not None:
-        if given and not Path(given).is_file():
-            raise BuildError(f"{variable} names {given}, which is no file; unset it, or {HOW}")
-        return Path(given).absolute() if given else None
+def _find_library(variable: str, name: str) -> Path | None:
+    """Return the file named by an environment variable, or the newest build of the current sources."""
+    requested = os.environ.get(variable)
+    if requested is not None:
+        if requested and not Path(requested).is_file():
+            raise BuildError(f"{variable} names {requested}, which is no file; unset it, or {BUILD_HINT}")
+        return Path(requested).absolute() if requested else None
     try:
         pattern = build_folder("*")
     except BuildError:
         return None
-    found = sorted(pattern.parent.glob(f"{pattern.name}/{name}"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+    builds = sorted(pattern.parent.glob(f"{pattern.name}/{name}"), key=lambda path: path.stat().st_mtime)
+    return builds[-1] if builds else None
 
 
-def why_no_library() -> str:
-    """Return, in one line, why there is no library for ONNX Runtime and how to get it."""
+def why_no_ort_library() -> str:
+    """Return one line that says why there is no library for ONNX Runtime and how to get it."""
     if os.environ.get("ROBUST_EXPORT_ORT_LIBRARY") == "":
         return "no fused kernel: ROBUST_EXPORT_ORT_LIBRARY is set to nothing"
     try:
         find_tools()
     except BuildError as error:
         return f"no fused kernel: {error}"
-    return f"no fused kernel: it is not built; {HOW}"
+    return f"no fused kernel: it is not built; {BUILD_HINT}"
 
 
 def why_no_trt_library() -> str:
-    """Return, in one line, why there is no library for TensorRT and how to get it."""
+    """Return one line that says why there is no library for TensorRT and how to get it."""
     if os.environ.get("ROBUST_EXPORT_TRT_LIBRARY") == "":
         return "no TensorRT plugin: ROBUST_EXPORT_TRT_LIBRARY is set to nothing"
     try:
@@ -82,37 +83,38 @@ def why_no_trt_library() -> str:
         find_tensorrt_headers()
     except BuildError as error:
         return f"no TensorRT plugin: {error}"
-    return f"no TensorRT plugin: it is not built; {HOW}"
+    return f"no TensorRT plugin: it is not built; {BUILD_HINT}"
 
 
-def load_problem(library: Path) -> str | None:
-    """Return what ONNX Runtime says against the library, None if it registers it."""
+def ort_load_error(library: Path) -> str | None:
+    """Register a library with ONNX Runtime. Return its error message, None if it succeeds."""
     import onnxruntime
 
     try:
         onnxruntime.SessionOptions().register_custom_ops_library(str(library))
-    except Exception as error:  # ONNX Runtime's exceptions have no common public base
+    except Exception as error:  # ONNX Runtime's exceptions have no common public base class
         return reason(error)
     return None
 
 
-def open_trt_library(library: Path) -> str | None:
-    """Return what the plugin says it was built with, None for another library than ours.
+def trt_library_info(library: Path) -> str | None:
+    """Open a plugin library in a child process, which may crash. Return what it was built with.
 
-    It is opened in a process of its own, which a broken library cannot take ours down with.
+    Returns:
+        The text of sparta_trt_info, None if the library does not have this function.
 
     Raises:
-        BuildError: if it does not open, with what the loader says.
+        BuildError: if the library does not open, with the loader's message.
     """
-    command = [sys.executable, "-I", "-c", OPEN, str(library)]
+    command = [sys.executable, "-I", "-c", PRINT_INFO, str(library)]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     except subprocess.TimeoutExpired as error:
         raise BuildError(f"opening {library} did not end within two minutes") from error
-    if ran.returncode < 0:
-        raise BuildError(f"opening {library} ended in {signal.Signals(-ran.returncode).name}")
-    if ran.returncode or not ran.stdout.strip():
-        lines = ran.stderr.strip().splitlines()
-        raise BuildError(lines[-1] if lines else f"opening {library} ended with code {ran.returncode}")
-    said: str | None = json.loads(ran.stdout.splitlines()[-1])
-    return said
+    if result.returncode < 0:
+        raise BuildError(f"opening {library} ended in {signal.Signals(-result.returncode).name}")
+    if result.returncode or not result.stdout.strip():
+        lines = result.stderr.strip().splitlines()
+        raise BuildError(lines[-1] if lines else f"opening {library} ended with code {result.returncode}")
+    info: str | None = json.loads(result.stdout.splitlines()[-1])
+    return info

@@ -1,7 +1,6 @@
-"""The kernels for GPUs compiled by NVRTC, which comes in wheels and needs neither nvcc nor a driver.
+"""Compile the CUDA kernels with NVRTC, which comes in wheels and needs neither nvcc nor a driver.
 
-What it makes is what a GPU would run; `machine_code` reads from it what a profiler would be asked first:
-spills, registers, the width of loads and stores.
+`disassemble` reads registers, spills and the width of memory accesses from a compiled kernel.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from robust_export.errors import BuildError
-from robust_export.kernels.paths import sources
+from robust_export.kernels.paths import source_folder
 
-WIDEST = 16  # bytes of one access
+ACCESS_BYTES = 16  # of the widest load or store
 
 TYPES = {"float32": ("float", 4), "float16": ("__half", 2), "bfloat16": ("__nv_bfloat16", 2)}
-"""C++'s name and the bytes of each storage type."""
+"""C++ name and size in bytes of each element type."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,10 @@ class Kernel:
     """One instance of the templates in plugins/core/cuda_kernel.h.
 
     Attributes:
-        vector: elements of one access of a plane, 0 for the layout channels8.
-        add: whether a residual is added first.
+        type: a key of TYPES.
+        k: kernel size of the depthwise convolution.
+        vector: elements per load and store in the layout NCHW; 0 for the layout NHWC8.
+        add: whether a residual is added to x.
     """
 
     type: str
@@ -42,100 +43,91 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        layout = f"planes{self.vector}" if self.vector else "channels8"
+        """The name of the CUDA function, such as sparta_float16_k3_nchw8_add."""
+        layout = f"nchw{self.vector}" if self.vector else "nhwc8"
         return f"sparta_{self.type}_k{self.k}_{layout}{'_add' if self.add else ''}"
 
     @property
-    def wide(self) -> bool:
-        """Whether its loads and stores of planes are of 128 bits."""
-        return not self.vector or self.vector * TYPES[self.type][1] == WIDEST
+    def has_wide_accesses(self) -> bool:
+        """Whether feature maps are loaded and stored 128 bits at a time."""
+        return not self.vector or self.vector * TYPES[self.type][1] == ACCESS_BYTES
 
     def source(self) -> str:
-        """Return its definition in CUDA C++, under its name.
+        """Return the definition of the kernel in CUDA C++.
 
-        Its arguments are in TensorRT's order: x, [residual,] weight, bias; n, c, h, w; y.
+        Its parameters are in TensorRT's order: x, [residual,] weight, bias; n, c, h, w; y.
         """
         cpp, add = TYPES[self.type][0], str(self.add).lower()
         inputs = ["x", "residual", "weight", "bias"] if self.add else ["x", "weight", "bias"]
-        given = ", ".join(f"const {cpp}* {name}" for name in inputs)
+        parameters = ", ".join(f"const {cpp}* {name}" for name in inputs)
         if self.vector:
-            bound, body = f"plane_blocks_resident({self.k})", f"planes<{cpp}, {self.k}, {self.vector}, {add}>"
+            min_blocks = f"nchw_min_blocks({self.k})"
+            function = f"forward_nchw<{cpp}, {self.k}, {self.vector}, {add}>"
         else:
-            bound, body = f"channel_blocks_resident({add})", f"channels8<{cpp}, {self.k}, {add}>"
+            min_blocks = f"nhwc8_min_blocks({add})"
+            function = f"forward_nhwc8<{cpp}, {self.k}, {add}>"
         return (
-            f'extern "C" __global__ void __launch_bounds__(block_threads, {bound}) {self.name}(\n'
-            f"    {given}, int n, int c, int h, int w, {cpp}* y) {{\n"
-            f"  {body}(x, {'residual' if self.add else 'nullptr'}, weight, bias, y, n, c, h, w);\n}}\n"
+            f'extern "C" __global__ void __launch_bounds__(block_threads, {min_blocks}) {self.name}(\n'
+            f"    {parameters}, int n, int c, int h, int w, {cpp}* y) {{\n"
+            f"  {function}(x, {'residual' if self.add else 'nullptr'}, weight, bias, y, n, c, h, w);\n}}\n"
         )
 
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What a compiled kernel takes and does, as cuobjdump shows it."""
+    """Properties of a compiled kernel, read from cuobjdump."""
 
-    registers: int
-    stack: int  # bytes of a thread
-    local: int  # likewise; spills are there
-    accesses: frozenset[str]  # its instructions that load and store, such as LDG.E.128.CONSTANT
-
-
-def every_kernel() -> list[Kernel]:
-    """Return all the kernels that plugins/core/cuda_launch.cu chooses among."""
-    kernels = []
-    for name, (_, size) in TYPES.items():
-        for k in (1, 3, 5, 7):
-            vectors = {WIDEST // size, 4 // size, 1}
-            if size == 2 and k <= 3:
-                vectors.add(0)
-            kernels += [Kernel(name, k, v, add) for v in sorted(vectors) for add in (False, True)]
-    return kernels
+    registers: int  # per thread
+    stack: int  # bytes per thread
+    local: int  # bytes per thread of local memory, which spilled registers use
+    accesses: frozenset[str]  # load and store instructions, such as LDG.E.128.CONSTANT
 
 
 def program(kernels: Iterable[Kernel]) -> str:
-    """Return the source of kernels, for NVRTC and, with plugins/tests/cuda_on_cpu.h before it, for g++."""
-    included = "".join(f"#include {name}\n" for name in ("<cuda_bf16.h>", "<cuda_fp16.h>", '"cuda_kernel.h"'))
-    bodies = "\n".join(kernel.source() for kernel in kernels)
-    return f"{included}\nusing namespace sparta::cuda;\n\n{bodies}"
+    """Return the source of kernels for NVRTC or, after plugins/tests/cuda_on_cpu.h, for g++."""
+    includes = "".join(f"#include {name}\n" for name in ("<cuda_bf16.h>", "<cuda_fp16.h>", '"cuda_kernel.h"'))
+    definitions = "\n".join(kernel.source() for kernel in kernels)
+    return f"{includes}\nusing namespace sparta::cuda;\n\n{definitions}"
 
 
 def compile_kernels(kernels: Iterable[Kernel], architecture: str) -> bytes:
-    """Return the cubin, or the PTX, of kernels.
+    """Compile kernels to a cubin or to PTX.
 
     Args:
-        architecture: "sm_80" for a cubin of that GPU, "compute_80" for PTX from there on.
+        kernels: the kernels of one program.
+        architecture: "sm_80" for a cubin of that architecture, "compute_80" for PTX.
 
     Raises:
-        BuildError: if NVRTC or CUDA's headers are missing, or the compiler refuses.
+        BuildError: if NVRTC or CUDA's headers are missing, or the compilation fails.
     """
-    nvrtc, (major, _) = _load()
-    folders = [sources() / "core", cuda_headers(major)]
+    nvrtc, (major, _) = _load_nvrtc()
+    folders = [source_folder() / "core", cuda_headers(major)]
     options = [f"--gpu-architecture={architecture}", "--std=c++17", *(f"-I{folder}" for folder in folders)]
-    given = [option.encode() for option in options]
     _, handle = nvrtc.nvrtcCreateProgram(program(kernels).encode(), b"sparta.cu", 0, [], [])
     try:
-        (status,) = nvrtc.nvrtcCompileProgram(handle, len(given), given)
+        (status,) = nvrtc.nvrtcCompileProgram(handle, len(options), [option.encode() for option in options])
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, handle)
+            log = _read_output(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, handle)
             lines = log.rstrip(b"\0").decode(errors="replace").strip().splitlines()
             raise BuildError(f"NVRTC refuses the kernels for {architecture}: " + "\n  ".join(lines[:6]))
         if architecture.startswith("compute"):
-            return _text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, handle).rstrip(b"\0")
-        return _text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, handle)
+            return _read_output(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, handle).rstrip(b"\0")
+        return _read_output(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, handle)
     finally:
         nvrtc.nvrtcDestroyProgram(handle)
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Return the version of CUDA that NVRTC is of: a driver older than it takes none of its PTX.
+    """Return NVRTC's CUDA version. An older driver cannot load PTX made by it.
 
     Raises:
-        BuildError: if there is no NVRTC.
+        BuildError: if NVRTC is not installed.
     """
-    return _load()[1]
+    return _load_nvrtc()[1]
 
 
 def driver_version() -> tuple[int, int] | None:
-    """Return the version of CUDA that this machine's driver knows; None where there is no driver."""
+    """Return the CUDA version that this machine's driver supports, None without a driver."""
     try:
         from cuda.bindings import driver
 
@@ -145,84 +137,84 @@ def driver_version() -> tuple[int, int] | None:
     return None if status else (version // 1000, version % 1000 // 10)
 
 
-def _load() -> tuple[Any, tuple[int, int]]:
+def _load_nvrtc() -> tuple[Any, tuple[int, int]]:
     try:
         from cuda.bindings import nvrtc
 
         _, major, minor = nvrtc.nvrtcVersion()
-    except (ImportError, RuntimeError) as error:  # the binding, the library
+    except (ImportError, RuntimeError) as error:  # no bindings, no library
         raise BuildError("NVRTC is not installed: pip install cuda-bindings nvidia-cuda-nvrtc") from error
     return nvrtc, (major, minor)
 
 
-def _text(get_size: Callable[[Any], Any], get: Callable[[Any, bytearray], Any], handle: Any) -> bytes:
+def _read_output(get_size: Callable[[Any], Any], get: Callable[[Any, bytearray], Any], handle: Any) -> bytes:
+    """Return an output of NVRTC, read by a pair of its functions for size and contents."""
     _, size = get_size(handle)
-    text = bytearray(size)
-    get(handle, text)
-    return bytes(text)
+    buffer = bytearray(size)
+    get(handle, buffer)
+    return bytes(buffer)
 
 
 def cuda_headers(major: int) -> Path:
-    """Return a folder with cuda_fp16.h: of the toolkit in CUDA_HOME, of NVIDIA's wheels, or /usr/local/cuda.
+    """Return a folder with cuda_fp16.h: of CUDA_HOME, NVIDIA's wheels or /usr/local/cuda.
 
     Args:
-        major: the version of CUDA whose wheels are looked at first.
+        major: the CUDA version whose wheels are preferred.
 
     Raises:
         BuildError: if there is none.
     """
-    places = [Path(os.environ["CUDA_HOME"]) / "include"] if os.environ.get("CUDA_HOME") else []
-    for root in _wheels():
-        own = root / f"cu{major}" / "include"
-        places += [own, *sorted(root.glob("*/include"))]
-    for place in [*places, Path("/usr/local/cuda/include")]:
-        if (place / "cuda_fp16.h").is_file() and (place / "cuda_bf16.h").is_file():
-            return place
+    folders = [Path(os.environ["CUDA_HOME"]) / "include"] if os.environ.get("CUDA_HOME") else []
+    for root in _nvidia_wheels():
+        folders += [root / f"cu{major}" / "include", *sorted(root.glob("*/include"))]
+    for folder in [*folders, Path("/usr/local/cuda/include")]:
+        if (folder / "cuda_fp16.h").is_file() and (folder / "cuda_bf16.h").is_file():
+            return folder
     raise BuildError("CUDA's header cuda_fp16.h was not found: pip install nvidia-cuda-runtime")
 
 
-def machine_code(cubin: bytes) -> dict[str, MachineCode]:
-    """Return what every kernel in a cubin is like, by its name.
+def disassemble(cubin: bytes) -> dict[str, MachineCode]:
+    """Return the properties of every kernel in a cubin, by name.
 
     Raises:
-        BuildError: if there is no cuobjdump.
+        BuildError: if cuobjdump is not installed.
     """
     command = cuobjdump()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.cubin"
         file.write_bytes(cubin)
-        usage, code = (_says(command, option, file) for option in ("-res-usage", "-sass"))
+        usage, code = (_run_cuobjdump(command, option, file) for option in ("-res-usage", "-sass"))
     result = {}
-    bodies = re.split(r"Function : (\S+)", code)
-    for name, body in zip(bodies[1::2], bodies[2::2], strict=True):
-        taken = re.search(rf"Function {name}:\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-        assert taken is not None
+    functions = re.split(r"Function : (\S+)", code)
+    for name, body in zip(functions[1::2], functions[2::2], strict=True):
+        match = re.search(rf"Function {name}:\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        assert match is not None
         accesses = frozenset(re.findall(r"\b(?:LD|ST)[GLS]?(?:\.[A-Z0-9]+)+|\b(?:LDL|STL)\b", body))
-        result[name] = MachineCode(int(taken[1]), int(taken[2]), int(taken[3]), accesses)
+        result[name] = MachineCode(int(match[1]), int(match[2]), int(match[3]), accesses)
     return result
 
 
-def _says(command: str, option: str, file: Path) -> str:
+def _run_cuobjdump(command: str, option: str, file: Path) -> str:
     return subprocess.run([command, option, file], capture_output=True, text=True, check=True).stdout
 
 
 def cuobjdump() -> str:
-    """Return the command that shows what is in a cubin or a library: of a wheel, or installed.
+    """Return the path of cuobjdump, of NVIDIA's wheel or on the PATH.
 
     Raises:
         BuildError: if there is none.
     """
-    for root in _wheels():
-        found = sorted(root.glob("*/bin/cuobjdump"))
-        if found:
-            return str(found[-1])
+    for root in _nvidia_wheels():
+        programs = sorted(root.glob("*/bin/cuobjdump"))
+        if programs:
+            return str(programs[-1])
     command = shutil.which("cuobjdump")
     if command is None:
         raise BuildError("there is no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
     return command
 
 
-def _wheels() -> list[Path]:
-    """Return the folders of NVIDIA's wheels: nvidia/<library>, or nvidia/cu13 from CUDA 13 on."""
+def _nvidia_wheels() -> list[Path]:
+    """Return the folders nvidia/ in which NVIDIA's wheels install, such as nvidia/cu13."""
     spec = importlib.util.find_spec("nvidia")
     return [Path(root) for root in (spec and spec.submodule_search_locations) or []]

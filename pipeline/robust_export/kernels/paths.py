@@ -1,4 +1,4 @@
-"""Where the kernels' sources are, and where builds of them are kept."""
+"""The folders of the kernels' sources and of their builds."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from robust_export.errors import BuildError
 
 ORT_LIBRARY, TRT_LIBRARY = "libsparta_ort.so", "libsparta_trt.so"
 KERNEL_SIZES = (1, 3, 5, 7)
-HOW = "build it with `robust-export plugins build`"
+BUILD_HINT = "build it with `robust-export plugins build`"
 
 
-def cache() -> Path:
-    """Return the folder that builds and fetched headers are kept in."""
-    given = os.environ.get("ROBUST_EXPORT_CACHE")
-    folder = Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("robust-export"))
+def cache_folder() -> Path:
+    """Return the folder for builds and downloads: ROBUST_EXPORT_CACHE, or one in the user's cache."""
+    value = os.environ.get("ROBUST_EXPORT_CACHE")
+    folder = Path(value).expanduser() if value else Path(platformdirs.user_cache_dir("robust-export"))
     return folder.absolute()
 
 
-def sources() -> Path:
-    """Return the folder of the kernels' sources: the checkout's plugins/, or the wheel's copy.
+def source_folder() -> Path:
+    """Return the folder of the kernels' sources: plugins/ of the checkout, or its copy in the wheel.
 
     Raises:
-        BuildError: if this installation has neither.
+        BuildError: if neither exists.
     """
     package = Path(__file__).parent.parent
     for folder in (package.parent.parent / "plugins", package / "plugins"):
@@ -38,18 +38,18 @@ def sources() -> Path:
 
 
 def build_folder(tag: str) -> Path:
-    """Return the folder of the build whose tools are told by `tag`; "*" for the pattern of all builds."""
-    return cache() / "plugins" / f"{source_digest()}-{platform.machine()}-{tag}"
+    """Return the folder of the build with tool digest `tag`; "*" gives the glob pattern of all builds."""
+    return cache_folder() / "plugins" / f"{source_digest()}-{platform.machine()}-{tag}"
 
 
 @functools.cache
 def source_digest() -> str:
-    """Return 12 hexadecimal digits that change with the sources of what is built."""
-    folder = sources()
-    files = [folder / "CMakeLists.txt"]
-    for room in ("core", "onnxruntime", "tensorrt", "training"):
-        files += sorted(path for path in (folder / room).iterdir() if path.is_file())
+    """Return 12 hexadecimal digits of the SHA-256 of the sources of both libraries."""
+    root = source_folder()
+    files = [root / "CMakeLists.txt"]
+    for name in ("core", "onnxruntime", "tensorrt", "training"):
+        files += sorted(path for path in (root / name).iterdir() if path.is_file())
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:12]

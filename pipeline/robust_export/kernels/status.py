@@ -1,4 +1,4 @@
-"""What there is of the compiled kernels on this machine, in words and JSON."""
+"""The state of the native libraries on this machine, for `plugins info` and `doctor`."""
 
 from __future__ import annotations
 
@@ -9,74 +9,75 @@ from pathlib import Path
 from typing import Any
 
 from robust_export.errors import BuildError
+from robust_export.kernels.building import BUILD_INFO
 from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
 from robust_export.kernels.libraries import (
-    load_problem,
-    open_trt_library,
     ort_library,
+    ort_load_error,
     trt_library,
-    why_no_library,
+    trt_library_info,
+    why_no_ort_library,
     why_no_trt_library,
 )
-from robust_export.kernels.paths import cache
+from robust_export.kernels.paths import cache_folder
 from robust_export.kernels.toolchain import find_tools
 
 
 def describe() -> dict[str, Any]:
-    """Return what was found, built and loaded, as `plugins info --json` prints it."""
+    """Return the libraries, the tools and the cache folder as `plugins info --json` prints them."""
     try:
         tools: dict[str, Any] | None = asdict(find_tools())
     except BuildError:
         tools = None
-    libraries = {"onnxruntime": _onnxruntime(), "tensorrt": _tensorrt()}
-    return {"libraries": libraries, "tools": tools, "cache": str(cache())}
+    libraries = {"onnxruntime": _describe_ort_library(), "tensorrt": _describe_trt_library()}
+    return {"libraries": libraries, "tools": tools, "cache": str(cache_folder())}
 
 
-def _onnxruntime() -> dict[str, Any]:
+def ort_has_cuda() -> bool:
+    """Return whether the library for ONNX Runtime has a kernel for its CUDA provider."""
+    library = ort_library()
+    return library is not None and bool(_ort_features(library).get("cuda"))
+
+
+def _describe_ort_library() -> dict[str, Any]:
     library = ort_library()
     if library is None:
-        return {"path": None, "loads": False, "why": why_no_library()}
-    problem = load_problem(library)
-    entry: dict[str, Any] = {"path": str(library), "loads": problem is None, "why": problem}
-    return entry if problem else entry | _what_it_has(library)
+        return {"path": None, "loads": False, "why": why_no_ort_library()}
+    error = ort_load_error(library)
+    entry: dict[str, Any] = {"path": str(library), "loads": error is None, "why": error}
+    return entry if error else entry | _ort_features(library)
 
 
-def _what_it_has(library: Path) -> dict[str, Any]:
-    """Return what the library's kernels use on this CPU, and whether it has one for GPUs."""
+def _ort_features(library: Path) -> dict[str, Any]:
+    """Return the CPU instruction set in use and whether there is a CUDA kernel; {} for another library."""
     try:
         handle = ctypes.CDLL(str(library))
         handle.sparta_instructions.restype = ctypes.c_char_p
         instructions = handle.sparta_instructions().decode()
         return {"instructions": instructions, "cuda": bool(handle.sparta_has_cuda())}
     except (OSError, AttributeError):
-        return {}  # another library than ours
+        return {}
 
 
-def ort_has_cuda() -> bool:
-    """Return whether the library for ONNX Runtime has a kernel for its CUDA provider."""
-    library = ort_library()
-    return library is not None and bool(_what_it_has(library).get("cuda"))
-
-
-def _tensorrt() -> dict[str, Any]:
+def _describe_trt_library() -> dict[str, Any]:
     library = trt_library()
     if library is None:
         try:
-            headers = find_tensorrt_headers().origin  # that a build would take
+            headers = find_tensorrt_headers().origin  # those that a build would use
         except BuildError:
             headers = None
         return {"path": None, "loads": False, "why": why_no_trt_library(), "headers": headers}
-    entry: dict[str, Any] = {"path": str(library), "loads": True, "why": None} | _made_with(library)
+    entry: dict[str, Any] = {"path": str(library), "loads": True, "why": None} | _trt_build_info(library)
     try:
-        return entry | {"info": open_trt_library(library)}
+        return entry | {"info": trt_library_info(library)}
     except BuildError as error:
         return entry | {"loads": False, "why": str(error)}
 
 
-def _made_with(library: Path) -> dict[str, Any]:
-    """Return what the library was built with; nothing is known of one that was given."""
+def _trt_build_info(library: Path) -> dict[str, Any]:
+    """Return the headers and architectures from the build's folder, None each if it has no such file."""
     try:
-        facts = json.loads((library.parent / "build.json").read_text())
-        return {"headers": facts["tensorrt_headers"], "architectures": facts["architectures"]}
+        info = json.loads((library.parent / BUILD_INFO).read_text())
+        return {"headers": info["tensorrt_headers"], "architectures": info["architectures"]}
     except (OSError, ValueError, KeyError):
         return {"headers": None, "architectures": None}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_export.errors import InvalidValue
-from robust_export.kernels.libraries import ort_library, why_no_library
-from robust_export.kernels.paths import HOW, KERNEL_SIZES
+from robust_export.kernels.libraries import ort_library, why_no_ort_library
+from robust_export.kernels.paths import BUILD_HINT, KERNEL_SIZES
 from robust_export.nn.sparta import sparta, sparta_modules
 
 
@@ -126,10 +126,10 @@ def _threads(count: int) -> ThreadPoolExecutor:
 def _library() -> ctypes.CDLL:
     path = ort_library()
     if path is None:
-        raise InvalidValue(f"train.fused is true, but there is {why_no_library()}")
+        raise InvalidValue(f"train.fused is true, but there is {why_no_ort_library()}")
     library = ctypes.CDLL(str(path))
     for name, pointers in (("sparta_forward", 5), ("sparta_backward", 7)):
         if not hasattr(library, name):
-            raise InvalidValue(f"train.fused is true, but {path} was built by an earlier release: {HOW}")
+            raise InvalidValue(f"train.fused is true, but {path} is of an earlier release: {BUILD_HINT}")
         getattr(library, name).argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * 5
     return library

@@ -1,1 +1,1 @@
-"""The C++ headers that the kernels are built with, of the runtimes whose Python packages have none."""
+"""C++ headers of ONNX Runtime and TensorRT, whose Python packages do not include them."""

@@ -1,4 +1,4 @@
-"""A folder of headers, and what it is known by."""
+"""A folder of C++ headers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Headers:
     """A folder with a runtime's headers."""
 
     path: Path
-    origin: str  # in words
-    names: str  # of those that tell one version from another, as a pattern
+    origin: str  # where they were found, for messages
+    pattern: str  # glob pattern of the headers that identify the version
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of the headers' names and contents."""
+        """Return the SHA-256 of the names and contents of the headers that match `pattern`."""
         digest = hashlib.sha256()
-        for file in sorted(self.path.glob(self.names)):
+        for file in sorted(self.path.glob(self.pattern)):
             digest.update(f"{file.name}\n".encode() + file.read_bytes())
         return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""ONNX Runtime's C++ headers, which no Python package has.
+"""Find ONNX Runtime's C++ headers, which no Python package includes.
 
-They are looked for where ONNXRUNTIME_INCLUDE_DIR says, in the system's include folders, in Debian's
-package (fetched and unpacked, not installed), and in ONNX Runtime's release archive, in this order. What
-is fetched is kept in the cache. A library that is built with them asks for API version 18, whatever theirs.
+Sources, in this order: ONNXRUNTIME_INCLUDE_DIR, the system's include folders, Debian's package (downloaded
+and unpacked, not installed), ONNX Runtime's release archive. Downloads are kept in the cache. The library
+requests API version 18 at run time, so newer headers do not make it need a newer ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from robust_export.kernels.headers.folder import Headers
 from robust_export.utils.files import replace_folder
 
 HEADER, C_API = "onnxruntime_cxx_api.h", "onnxruntime_c_api.h"
-OLDEST = 18  # of the API, which has every function that the kernels call
+MIN_API = 18  # the first API version with every function that the library calls
 SYSTEM = ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime", "/usr/include", "/usr/local/include")
 SUITE, MIRROR = "trixie", "http://deb.debian.org/debian"
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"  # apt checks the package with it
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"  # for apt's signature check
 RELEASE = "1.21.0"
 ARCHIVE = "https://github.com/microsoft/onnxruntime/releases/download/v{version}/onnxruntime-linux-{arch}-{version}.tgz"
 
-FAILURES = (
+DOWNLOAD_ERRORS = (
     OSError, EOFError, zlib.error, http.client.HTTPException, subprocess.SubprocessError, tarfile.TarError,
 )  # fmt: skip
-"""Of a download, and of what was downloaded; URLError is an OSError."""
+"""Errors of a download and of unpacking it; URLError is an OSError."""
 
 
-def find_headers(cache: Path) -> Headers:
-    """Return ONNX Runtime's headers, fetched into `cache` where the machine has none.
+def find_ort_headers(cache: Path) -> Headers:
+    """Return ONNX Runtime's headers, downloaded into the folder `cache` if the machine has none.
 
     Raises:
-        BuildError: if there are none, saying where they were looked for and how to get them.
+        BuildError: if there are none; the message lists what was tried and says how to get them.
     """
-    given = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
-    if given:
-        folder = _folder_with_header(Path(given))
+    requested = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
+    if requested:
+        folder = _folder_with_header(Path(requested))
         if folder is None:
             raise BuildError(
-                f"ONNXRUNTIME_INCLUDE_DIR is {given}, which has no {HEADER} of API {OLDEST} or later"
+                f"ONNXRUNTIME_INCLUDE_DIR is {requested}, which has no {HEADER} of API {MIN_API} or later"
             )
         return Headers(folder, f"ONNXRUNTIME_INCLUDE_DIR ({folder})", C_API)
     for name in SYSTEM:
@@ -79,25 +79,25 @@ def find_headers(cache: Path) -> Headers:
 
 
 def _folder_with_header(folder: Path) -> Path | None:
-    """Return the folder, or one below it, whose headers are new enough."""
-    layouts = (folder, folder / "include", folder / "usr/include/onnxruntime", folder / "onnxruntime",
-               folder / "onnxruntime/core/session")  # fmt: skip
-    for place in layouts:
-        if (place / HEADER).is_file() and _api_version(place / C_API) >= OLDEST:
-            return place
+    """Return the folder, or a known subfolder, with headers of MIN_API or later."""
+    candidates = (folder, folder / "include", folder / "usr/include/onnxruntime", folder / "onnxruntime",
+                  folder / "onnxruntime/core/session")  # fmt: skip
+    for candidate in candidates:
+        if (candidate / HEADER).is_file() and _api_version(candidate / C_API) >= MIN_API:
+            return candidate
     return None
 
 
 def _api_version(header: Path) -> int:
     try:
-        found = re.search(r"#define ORT_API_VERSION (\d+)", header.read_text("utf-8", "replace"))
+        match = re.search(r"#define ORT_API_VERSION (\d+)", header.read_text("utf-8", "replace"))
     except OSError:
         return 0
-    return int(found[1]) if found else 0
+    return int(match[1]) if match else 0
 
 
 def _fetch(fetch: Callable[[Path], str | None], target: Path) -> str | None:
-    """Run `fetch` on a folder of its own and keep it as `target`; return what went wrong."""
+    """Run `fetch` on a temporary folder and move it to `target`. Return an error message, None on success."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as work:
         folder = Path(work) / "unpacked"
@@ -106,13 +106,13 @@ def _fetch(fetch: Callable[[Path], str | None], target: Path) -> str | None:
             problem = fetch(folder)
             if problem is None:
                 replace_folder(folder, target)
-        except FAILURES as error:
+        except DOWNLOAD_ERRORS as error:
             problem = reason(error)
     return problem
 
 
 def _from_debian(folder: Path) -> str | None:
-    """Download Debian's package as an ordinary user, with apt's own check of its signature."""
+    """Download and unpack Debian's package as any user; apt checks its signature. Return an error message."""
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
         return "this machine has no apt-get"
     if not Path(KEYRING).is_file():
@@ -129,10 +129,12 @@ def _from_debian(folder: Path) -> str | None:
         }  # fmt: skip
         apt = ["apt-get", "--quiet", *(f"-o{key}={value}" for key, value in settings.items())]
         for command in ([*apt, "update"], [*apt, "download", "libonnxruntime-dev"]):
-            ran = subprocess.run(command, cwd=state, capture_output=True, text=True, timeout=300, check=False)
-            if ran.returncode:
-                lines = [line for line in ran.stderr.splitlines() if line.startswith("E:")]
-                return lines[0] if lines else f"apt-get exited with {ran.returncode}"
+            result = subprocess.run(
+                command, cwd=state, capture_output=True, text=True, timeout=300, check=False
+            )
+            if result.returncode:
+                lines = [line for line in result.stderr.splitlines() if line.startswith("E:")]
+                return lines[0] if lines else f"apt-get exited with {result.returncode}"
         packages = list(state.glob("*.deb"))
         if not packages:
             return "apt-get downloaded nothing"
@@ -141,7 +143,7 @@ def _from_debian(folder: Path) -> str | None:
 
 
 def _from_release(folder: Path) -> str | None:
-    """Download the archive that ONNX Runtime publishes, over TLS, and keep its headers."""
+    """Download ONNX Runtime's release archive and extract its headers. Return an error message."""
     arch = {"x86_64": "x64", "aarch64": "aarch64"}.get(platform.machine())
     if platform.system() != "Linux" or arch is None:
         return f"there is no archive for {platform.system()} on {platform.machine()}"
@@ -149,7 +151,7 @@ def _from_release(folder: Path) -> str | None:
         url = ARCHIVE.format(version=RELEASE, arch=arch)
         with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 (https)
             if response.url.split(":")[0] != url.split(":")[0]:
-                return f"{url} leads to {response.url}, which is not to be trusted"
+                return f"{url} redirects to {response.url}, which has another scheme"
             shutil.copyfileobj(response, file)
         file.flush()
         with tarfile.open(file.name) as archive:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from robust_export.errors import ArtifactError, BuildError
-from robust_export.kernels.libraries import open_trt_library
-from robust_export.kernels.paths import HOW
+from robust_export.kernels.libraries import trt_library_info
+from robust_export.kernels.paths import BUILD_HINT
 from robust_export.runtimes.tensorrt.variants import Variant
 
 PLUGINS = ("Sparta", "SpartaAdd")
@@ -30,9 +30,9 @@ def load_plugins(variant: Variant, library: Path) -> None:
             "takes them once; use that library or a new process"
         )
     try:
-        open_trt_library(library)
+        trt_library_info(library)
     except BuildError as error:
-        raise ArtifactError(f"{library} is no usable plugin library: {error}; {HOW}") from error
+        raise ArtifactError(f"{library} is no usable plugin library: {error}; {BUILD_HINT}") from error
     registry = variant.trt.get_plugin_registry()
     variant.logger.take()
     handle = registry.load_library(str(library))
@@ -40,6 +40,6 @@ def load_plugins(variant: Variant, library: Path) -> None:
     if handle is None or not creators >= {(name, "1") for name in PLUGINS}:
         raise ArtifactError(
             f"{variant.title} does not take the plugins of {library}: {variant.logged_errors()}. Expected a "
-            f"library with {' and '.join(PLUGINS)}, version 1, neither registered before; {HOW}"
+            f"library with {' and '.join(PLUGINS)}, version 1, neither registered before; {BUILD_HINT}"
         )
     _loaded[variant.name] = library

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robust_export.errors import ArtifactError, reason, unknown
-from robust_export.kernels.paths import cache
+from robust_export.kernels.paths import cache_folder
 from robust_export.runtimes.tensorrt import rtx_wheel
 from robust_export.runtimes.tensorrt.logger import make_logger
 
@@ -80,7 +80,7 @@ def load_variant(name: str = "auto") -> Variant:
 @functools.cache
 def _import(name: str) -> Variant:
     if name == "rtx":
-        rtx_wheel.open_parser(cache())
+        rtx_wheel.open_parser(cache_folder())
     try:
         trt = importlib.import_module(MODULES[name])
     except Exception as error:  # a package without its libraries raises many types
@@ -89,7 +89,7 @@ def _import(name: str) -> Variant:
             f"{INSTALL[name]}"
         ) from error
     if name == "rtx":
-        rtx_wheel.check_parser(cache())
+        rtx_wheel.check_parser(cache_folder())
     elif int(str(trt.__version__).split(".")[0]) < MIN_MAJOR_VERSION:
         raise ArtifactError(
             f"tensorrt has version {trt.__version__}; expected {MIN_MAJOR_VERSION} or later, which has "
