@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import onnx
 import onnxruntime as ort
 
 from robust_export.errors import ArtifactError, BuildError, reason
-from robust_export.kernels.libraries import ort_library, why_no_library
-from robust_export.kernels.paths import HOW, KERNEL_SIZES
+from robust_export.kernels.libraries import ort_library, why_no_ort_library
+from robust_export.kernels.paths import BUILD_HINT, KERNEL_SIZES
 from robust_export.kernels.status import ort_has_cuda
 from robust_export.nn.operator import OPERATOR
 from robust_export.runtimes.classifier import Logits, Pixels
@@ -27,8 +28,10 @@ from robust_export.runtimes.onnx_model import (
     read_signature,
     sparta_nodes,
 )
-from robust_export.runtimes.ort_blocked import BLOCKED, blocked_session
+from robust_export.runtimes.ort_blocked import BLOCKED, BlockedLayoutError, blocked_session
 from robust_export.runtimes.ort_gpu import PROVIDERS, Provider, create_session, rewrite_for_provider
+
+log = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
 NO_IMPLEMENTATION = "Could not find an implementation"  # ONNX Runtime's message for an unsupported type
@@ -77,7 +80,7 @@ class OnnxRuntimeClassifier:
 
     def why_not_fused(self) -> str:
         """Return, in one line, why no fused kernel runs the file; "" if one does."""
-        return "" if self.kernel_file is not None else self._why_no_kernel or why_no_library()
+        return "" if self.kernel_file is not None else self._why_no_kernel or why_no_ort_library()
 
     def fused_nodes(self) -> int:
         """Return how many Sparta nodes a kernel ran, counted in the profile of one inference.
@@ -133,10 +136,17 @@ class OnnxRuntimeClassifier:
 
     def _create_session(self, model: onnx.ModelProto, profile: Path | None = None) -> Any:
         """Return a session; with the CPU kernel, in the blocked layout if ONNX Runtime uses it."""
-        if self.kernel_file is not None and self.provider is None:
+        if self.kernel_file is None or self.provider is not None:
+            return self._create_plain_session(model, profile)
+        try:
             session = blocked_session(model, lambda: self._options(profile), [CPU])
-            if session is not None:
-                return session
+        except BlockedLayoutError as error:
+            session = self._create_plain_session(model, profile)  # raises if the file is the cause
+            _warn_once(f"{self.path} runs slower, not in ONNX Runtime's blocked layout: {error}")
+        return self._create_plain_session(model, profile) if session is None else session
+
+    def _create_plain_session(self, model: onnx.ModelProto, profile: Path | None) -> Any:
+        """Return a session on the model itself, or on its rewritten form for a GPU provider."""
         options = self._options(profile)
         try:
             if self.provider:
@@ -171,10 +181,16 @@ class OnnxRuntimeClassifier:
             except Exception as error:
                 raise BuildError(
                     f"ONNX Runtime cannot load the kernel {self.kernel_file}: {reason(error)}\n"
-                    f"To replace it, {HOW} --force. To run without it, set ROBUST_EXPORT_ORT_LIBRARY to an "
-                    "empty string."
+                    f"To replace it, {BUILD_HINT} --force. To run without it, set ROBUST_EXPORT_ORT_LIBRARY "
+                    "to an empty string."
                 ) from error
         return options
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning that this process has not logged before."""
+    log.warning(message)
 
 
 def _unsupported_weight(model: onnx.ModelProto) -> str:
@@ -198,5 +214,5 @@ def _unsupported_provider(provider: Provider | None) -> str:
     if not provider.kernel:
         return f"no fused kernel: there is none for ONNX Runtime's {provider.name}"
     if not ort_has_cuda():
-        return f"no fused kernel: the library was built without CUDA, for {provider.name}; {HOW}"
+        return f"no fused kernel: the library was built without CUDA, for {provider.name}; {BUILD_HINT}"
     return ""

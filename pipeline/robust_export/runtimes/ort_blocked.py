@@ -1,18 +1,19 @@
-"""Sparta in ONNX Runtime's blocked layout, so that nothing is reordered around it.
+"""Run Sparta in ONNX Runtime's blocked layout, without reorders around it.
 
-On a CPU, ONNX Runtime keeps the planes of convolutions in blocks of 8 or 16 channels,
-[N, C / block, H, W, block], and puts a reordering before and after every operator that does not know this
-layout: 17 pairs in a ResNet-18 whose activation is a custom operator. Its layout pass cannot be taught a
-custom operator, but it knows a depthwise convolution of Sparta's shape. So:
+On a CPU, ONNX Runtime keeps the feature maps of convolutions in blocks of 8 or 16 channels,
+[N, C / block, H, W, block], and reorders them before and after every operator that does not support this
+layout: 17 pairs of reorders in a ResNet-18 with a custom activation. Its layout pass cannot be extended to
+a custom operator, but it supports a depthwise convolution, which has Sparta's inputs and shapes. Therefore:
 
-1. every Sparta node is replaced by such a convolution, whose weights and biases are tracers: counted
-   through, so that each value says where it came from;
-2. ONNX Runtime optimises that graph and writes it out;
-3. each tracer is found again by its values, which also show the block and that no other optimisation
-   touched it, and becomes `SpartaBlocked` (or `Sparta`, where the layout stayed), with its real weights.
+1. Every Sparta node is replaced by a depthwise convolution whose weights and biases are counted through, so
+   that each value identifies its position (a tracer).
+2. ONNX Runtime optimises that graph and writes it to a file.
+3. Each tracer is found by its values. They also show the block size, and whether another optimisation
+   changed the convolution. The tracer becomes `SpartaBlocked`, or `Sparta` if its layout was not changed,
+   with the real weights.
 
-The result is for the machine and the ONNX Runtime that made it: it is run at once, and never kept.
-A tracer that is not found as expected leaves its site as it was: Sparta on planes, reordered around.
+The result depends on the machine and the ONNX Runtime version, so it is run at once and never stored. If a
+tracer is changed by another optimisation, its Sparta node is left as it is, with reorders around it.
 """
 
 from __future__ import annotations
@@ -30,61 +31,74 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    NotImplemented,  # noqa: A004 (ONNX Runtime's exception)
+    RuntimeException,
+)
 
+from robust_export.errors import reason
 from robust_export.nn.operator import DOMAIN, OPERATOR
 
 Array = npt.NDArray[np.float32]
 
 BLOCKED = "SpartaBlocked"
-NCHWC = "com.microsoft.nchwc"  # the domain of ONNX Runtime's blocked operators
+NCHWC = "com.microsoft.nchwc"  # the domain of ONNX Runtime's operators in the blocked layout
 BLOCKS = (8, 16)
-SILENT = 4  # fatal errors alone: what fails here is tried again in the plain way
-KERNEL = 3  # of a tracer, whatever Sparta's own is; 1 would not show how its weights were reordered
-LARGEST = 1 << 24  # up to here float32 counts without gaps
+FATAL = 4  # log level: errors are raised, so ONNX Runtime need not print them too
+KERNEL = 3  # kernel size of a tracer, for any Sparta; size 1 would not show the order of its weights
+MAX_COUNT = 1 << 24  # float32 represents every integer up to here
+SESSION_ERRORS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
+
+
+class BlockedLayoutError(Exception):
+    """ONNX Runtime refused the graph with tracers, or the graph made from it."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A Sparta node, and the tracers that stand for its parameters."""
+    """A Sparta node and the tracer parameters that replace its own."""
 
-    output: str  # the node's, which names it
-    weight: str  # initialisers that the node really has
+    output: str  # name of the node's output, which identifies it
+    weight: str  # names of the node's real parameters
     bias: str
     traced_weight: Array  # [C, 1, 3, 3], counted from 0
-    traced_bias: Array  # [C], counted from where the site before ended
+    traced_bias: Array  # [C], counted on from the previous site
 
 
 def blocked_graph(model: onnx.ModelProto, optimise: Callable[[bytes, Path], None]) -> onnx.ModelProto | None:
-    """Return the model, optimised by ONNX Runtime, with Sparta in its blocked layout.
+    """Return the model as optimised by ONNX Runtime, with Sparta in the blocked layout.
 
-    A site whose tracer was fused into something is left as it is in another attempt.
+    If a tracer was changed by another optimisation, the graph is optimised again without that tracer.
 
     Args:
         model: a float32 model with Sparta nodes.
-        optimise: starts a session on serialised bytes that writes its optimised graph to a path.
+        optimise: a function (serialised model, path) that starts a session which writes its optimised graph.
 
     Returns:
-        None where no Sparta node has blocked planes around it.
+        None if no Sparta node has feature maps in the blocked layout around it.
     """
-    left: set[str] = set()
+    excluded: set[str] = set()
     while True:
         traced = copy.deepcopy(model)
-        sites = _trace(traced, left)
+        sites = _insert_tracers(traced, excluded)
         if not sites:
             return None
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "optimised.onnx"
             optimise(traced.SerializeToString(), file)
             optimised = onnx.load(file)
-        lost = _restore(optimised, sites)
-        if not lost:
+        changed = _replace_tracers(optimised, sites)
+        if not changed:
             break
-        left |= lost
+        excluded |= changed
     if not any(node.op_type == BLOCKED for node in optimised.graph.node):
         return None
-    there = {i.name for i in optimised.graph.initializer}
-    wanted = {name for site in sites for name in (site.weight, site.bias)} - there
-    optimised.graph.initializer.extend(i for i in model.graph.initializer if i.name in wanted)
+    present = {i.name for i in optimised.graph.initializer}
+    missing = {name for site in sites for name in (site.weight, site.bias)} - present
+    optimised.graph.initializer.extend(i for i in model.graph.initializer if i.name in missing)
     if DOMAIN not in {entry.domain for entry in optimised.opset_import}:
         optimised.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return optimised
@@ -93,112 +107,127 @@ def blocked_graph(model: onnx.ModelProto, optimise: Callable[[bytes, Path], None
 def blocked_session(
     model: onnx.ModelProto, options: Callable[[], ort.SessionOptions], providers: list[str]
 ) -> Any | None:
-    """Return a session that runs the model with Sparta in the blocked layout, None if it cannot be had.
+    """Return a session that runs the model with Sparta in the blocked layout.
 
     Args:
-        options: makes session options with the kernel's library registered.
+        model: a float32 model with Sparta nodes.
+        options: a function that returns new session options with the kernel's library registered.
+        providers: execution providers of the session.
+
+    Returns:
+        None if ONNX Runtime does not use the blocked layout around any Sparta node.
+
+    Raises:
+        BlockedLayoutError: if ONNX Runtime refuses a rewritten graph.
     """
 
     def optimise(content: bytes, file: Path) -> None:
-        own = options()
-        own.log_severity_level = SILENT
-        own.optimized_model_filepath = str(file)
-        ort.InferenceSession(content, own, providers=providers)
+        settings = options()
+        settings.log_severity_level = FATAL
+        settings.optimized_model_filepath = str(file)
+        _start_session(content, settings, providers)
 
-    try:
-        graph = blocked_graph(model, optimise)
-        if graph is None:
-            return None
-        own = options()
-        own.log_severity_level = SILENT
-        own.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
-        return ort.InferenceSession(graph.SerializeToString(), own, providers=providers)
-    except Exception:  # the plain session is there to say what is wrong, if anything is
+    graph = blocked_graph(model, optimise)
+    if graph is None:
         return None
+    settings = options()
+    settings.log_severity_level = FATAL
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # already optimised
+    return _start_session(graph.SerializeToString(), settings, providers)
 
 
-def _trace(model: onnx.ModelProto, left: set[str]) -> list[Site]:
-    """Turn Sparta nodes, but for those `left`, into depthwise convolutions with tracers; return them."""
+def _start_session(content: bytes, settings: ort.SessionOptions, providers: list[str]) -> Any:
+    try:
+        return ort.InferenceSession(content, settings, providers=providers)
+    except SESSION_ERRORS as error:
+        raise BlockedLayoutError(reason(error)) from error
+
+
+def _insert_tracers(model: onnx.ModelProto, excluded: set[str]) -> list[Site]:
+    """Replace Sparta nodes by depthwise convolutions with tracer parameters; return their sites.
+
+    Sites in `excluded`, with parameters that are no float32 initializers, or too large to count, are kept.
+    """
     parameters = {i.name: i for i in model.graph.initializer}
     sites: list[Site] = []
-    counted = 0
+    count = 0  # of the biases so far
     for node in model.graph.node:
-        if node.domain != DOMAIN or node.op_type != OPERATOR or node.output[0] in left:
+        if node.domain != DOMAIN or node.op_type != OPERATOR or node.output[0] in excluded:
             continue
         weight, bias = (parameters.get(name) for name in node.input[1:])
         if weight is None or bias is None or weight.data_type != onnx.TensorProto.FLOAT:
             continue
         channels = weight.dims[0]
         shape = (channels, 1, KERNEL, KERNEL)
-        if math.prod(shape) + counted >= LARGEST:
+        if math.prod(shape) + count >= MAX_COUNT:
             continue
         site = Site(
             node.output[0], weight.name, bias.name,
             np.arange(math.prod(shape), dtype=np.float32).reshape(shape),
-            np.arange(counted, counted + channels, dtype=np.float32),
+            np.arange(count, count + channels, dtype=np.float32),
         )  # fmt: skip
         names = [f"{DOMAIN}.tracer.{len(sites)}.{part}" for part in ("weight", "bias")]
         values = (site.traced_weight, site.traced_bias)
         model.graph.initializer.extend(map(numpy_helper.from_array, values, names))
-        traced = helper.make_node(
+        tracer = helper.make_node(
             "Conv", [node.input[0], *names], list(node.output), node.name, group=channels,
             kernel_shape=[KERNEL, KERNEL], pads=[KERNEL // 2] * 4,
         )  # fmt: skip
-        node.CopyFrom(traced)
+        node.CopyFrom(tracer)
         sites.append(site)
-        counted += channels
+        count += channels
     return sites
 
 
-def _restore(model: onnx.ModelProto, sites: list[Site]) -> set[str]:
-    """Turn every tracer back into Sparta; return the outputs of those that are not as they were left."""
+def _replace_tracers(model: onnx.ModelProto, sites: list[Site]) -> set[str]:
+    """Replace every tracer by Sparta. Return the outputs of sites whose tracer was changed or not found."""
     values = {i.name: i for i in model.graph.initializer}
-    waiting = {float(site.traced_bias[0]): site for site in sites}
+    pending = {float(site.traced_bias[0]): site for site in sites}
     for node in model.graph.node:
         if len(node.input) < 3 or node.input[2] not in values:
             continue
         bias = numpy_helper.to_array(values[node.input[2]])
-        site = waiting.get(float(bias.flat[0])) if bias.size else None
+        site = pending.get(float(bias.flat[0])) if bias.size else None
         if site is None or not np.array_equal(bias, site.traced_bias):
-            continue  # a convolution of the network's own
-        if node.input[1] not in values or not _untouched(node, site):
+            continue  # a convolution of the network itself
+        if node.input[1] not in values or not _is_unchanged(node, site):
             continue
-        block = _block(values[node.input[1]], site)
+        block = _block_of(values[node.input[1]], site)
         if block is None or node.domain != (NCHWC if block > 1 else ""):
-            continue  # such as a convolution in yet another layout
+            continue  # a convolution in another layout
         operator = BLOCKED if block > 1 else OPERATOR
         attributes: dict[str, Any] = {"block": block} if block > 1 else {"channels": len(bias)}
-        restored = helper.make_node(
+        sparta = helper.make_node(
             operator, [node.input[0], site.weight, site.bias], list(node.output), node.name, domain=DOMAIN,
             **attributes,
         )  # fmt: skip
-        node.CopyFrom(restored)
-        del waiting[float(site.traced_bias[0])]
-    left = {node.input[2] for node in model.graph.node if len(node.input) > 2} & values.keys()
-    for name in left:  # a tracer that is read still, by whatever it was copied or fused into
+        node.CopyFrom(sparta)
+        del pending[float(site.traced_bias[0])]
+    still_read = {node.input[2] for node in model.graph.node if len(node.input) > 2} & values.keys()
+    for name in still_read:  # a copy of a tracer, or a tracer fused into another node
         bias = numpy_helper.to_array(values[name])
         for site in sites:
             if np.array_equal(bias, site.traced_bias):
-                waiting[float(site.traced_bias[0])] = site
-    return {site.output for site in waiting.values()}
+                pending[float(site.traced_bias[0])] = site
+    return {site.output for site in pending.values()}
 
 
-def _block(weight: onnx.TensorProto, site: Site) -> int | None:
-    """Return the channels of a block that the weights were reordered to; 1 for none, None for neither."""
-    found, expected = numpy_helper.to_array(weight).ravel(), site.traced_weight
-    if np.array_equal(found, expected.ravel()):
+def _block_of(weight: onnx.TensorProto, site: Site) -> int | None:
+    """Return the block size in whose order the weights are: 1 if not reordered, None if in another order."""
+    values, expected = numpy_helper.to_array(weight).ravel(), site.traced_weight
+    if np.array_equal(values, expected.ravel()):
         return 1
     channels = len(expected)
     for block in BLOCKS:
         if channels % block == 0:
-            turned = expected.reshape(channels // block, block, -1).transpose(0, 2, 1)
-            if np.array_equal(found, turned.ravel()):
+            reordered = expected.reshape(channels // block, block, -1).transpose(0, 2, 1)
+            if np.array_equal(values, reordered.ravel()):
                 return block
     return None
 
 
-def _untouched(node: onnx.NodeProto, site: Site) -> bool:
-    """Return whether the convolution is still the one that was put there, and nothing fused into it."""
+def _is_unchanged(node: onnx.NodeProto, site: Site) -> bool:
+    """Return whether a node is the inserted convolution with nothing fused into it."""
     expected = {
         "group": len(site.traced_bias), "kernel_shape": [KERNEL, KERNEL], "pads": [KERNEL // 2] * 4,
         "strides": [1, 1], "dilations": [1, 1], "auto_pad": b"NOTSET",
