@@ -3,11 +3,11 @@
 #
 #   docker build --target cpu    -t robust-export:cpu .      `robust-export serve` on CPUs
 #   docker build --target serve  -t robust-export:serve .    Triton with TensorRT and the plugin
-#   docker build --target export -t robust-export:export .   builds and verifies engines on the GPU's machine
+#   docker build --target export -t robust-export:export .   builds and verifies engines on the machine with the GPU
 #
-# Bases are pinned by tag. To pin them by digest, give what `docker buildx imagetools inspect IMAGE` prints:
+# Base images are pinned by tag. To pin them by digest (`docker buildx imagetools inspect IMAGE` prints it):
 #   --build-arg DEBIAN=debian:bookworm-slim@sha256:...
-# `export` and `serve` are of one release, so that the engines that one builds run in the other.
+# `export` and `serve` use the same NVIDIA release: engines built in one run in the other.
 
 ARG DEBIAN=docker.io/library/debian:12.12-slim
 ARG NVIDIA_RELEASE=25.10
@@ -15,11 +15,11 @@ ARG TENSORRT=nvcr.io/nvidia/tensorrt:${NVIDIA_RELEASE}-py3
 ARG TRITON=nvcr.io/nvidia/tritonserver:${NVIDIA_RELEASE}-py3
 
 
-# --- cpu: what builds it
+# --- cpu: build stage
 FROM ${DEBIAN} AS cpu-build
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-# The suite is pinned by the base; its packages are those of the last security update.
+# The base pins the Debian release; packages are those of the latest security update.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get upgrade -y \
@@ -40,12 +40,12 @@ RUN tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
 RUN ROBUST_EXPORT_CACHE=/build/cache /app/bin/robust-export plugins build \
     && install -D -m 644 -t /app/lib/sparta cache/plugins/*/libsparta_ort.so \
     && find /app/bin -type f -not -name robust-export -delete
-# The root file system: what is named here, and the libraries that it links. No shell, no package manager.
+# The root file system has only these paths and the libraries they link: no shell, no package manager.
 COPY deploy/docker/rootfs.py deploy/docker/
 RUN python3 deploy/docker/rootfs.py /rootfs /app /usr/bin/python3 /usr/lib/python3.11 \
     /etc/ssl/certs/ca-certificates.crt
 
-# --- cpu: what runs
+# --- cpu: final image
 FROM scratch AS cpu
 COPY --from=cpu-build /rootfs /
 ENV PATH=/app/bin \
@@ -62,10 +62,10 @@ ENTRYPOINT ["robust-export"]
 CMD ["serve", "--host", "0.0.0.0", "--model", "/bundle"]
 
 
-# --- serve: the plugin, built against the TensorRT that is in the server's own image
+# --- serve: the plugin, built against the TensorRT of the server's image
 FROM ${TRITON} AS plugin
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# Compute capabilities without the point, such as 80;89;90; the newest has PTX too.
+# Compute capabilities without the point, for example 80;89;90; the newest also gets PTX.
 ARG CUDA_ARCHITECTURES=75-real;80-real;86-real;89-real;90-real;100-real;120
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -80,7 +80,7 @@ RUN headers=$(dirname "$(find /usr/include /usr/local -name NvInferRuntime.h -pr
     && cmake --build made --target sparta_trt --parallel \
     && install -D -m 644 -t /plugins made/tensorrt/libsparta_trt.so
 
-# --- serve: the server's image without what a server does not run
+# --- serve: the server's image without shells, compilers and unused backends
 FROM ${TRITON} AS serve-root
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 COPY deploy/docker/strip.py /strip.py
@@ -88,7 +88,7 @@ COPY --from=plugin /plugins /plugins
 RUN python3 /strip.py /
 
 FROM scratch AS serve
-# The whole of it, as one layer: what was taken away is in no layer below.
+# One layer, so that removed files are not in a lower one.
 # hadolint ignore=DL3067
 COPY --from=serve-root / /
 ENV PATH=/opt/tritonserver/bin:/usr/bin \
@@ -107,10 +107,10 @@ CMD ["--model-repository=/models", "--disable-auto-complete-config", \
     "--backend-config=tensorrt,plugins=/plugins/libsparta_trt.so"]
 
 
-# --- export: builds engines, on the machine whose GPU will run them
+# --- export: builds engines on the machine whose GPU will run them
 FROM ${TENSORRT} AS export
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# The base constrains pip to the versions of its own packages; the lock decides here.
+# The base image constrains pip to its own package versions; the lock file replaces that.
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -118,7 +118,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements/build.lock requirements/export.lock requirements/
-# TensorRT's Python package is the image's own: the environment sees the system's.
+# --system-site-packages: TensorRT's Python package is that of the image.
 RUN python3 -m venv tools \
     && tools/bin/pip install --require-hashes -r requirements/build.lock \
     && python3 -m venv --system-site-packages /app \

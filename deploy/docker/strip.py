@@ -1,10 +1,9 @@
-"""Takes from Triton's image what serving engines and ONNX files does not run.
+"""Removes from Triton's image what serving engines and ONNX files does not need.
 
     python3 strip.py ROOT
 
-What goes: every program but Python's interpreter and Triton's server (so that there is no shell, compiler or
-package manager), headers, the packages that install packages, and the backends of other frameworks. Libraries
-stay.
+Removed: all programs except the Python interpreter and tritonserver (so there is no shell, compiler or
+package manager), headers, pip and the like, and the backends of other frameworks. Libraries stay.
 """
 
 from __future__ import annotations
@@ -20,29 +19,29 @@ FOLDERS = (
     "usr/share/doc", "var/cache", "var/lib/apt", "var/lib/dpkg", "root", "workspace",
     "opt/tritonserver/include", "opt/tritonserver/python",
 )  # fmt: skip
-IN_CUDA = ("bin", "compute-sanitizer", "include", "nvvm", "targets/*/include")
+CUDA_PATTERNS = ("bin", "compute-sanitizer", "include", "nvvm", "targets/*/include")
 INSTALLERS = ("pip", "setuptools", "wheel")
 BACKENDS = {"tensorrt", "onnxruntime"}
 
 
 def strip(root: Path) -> None:
-    for folder in PROGRAMS:
-        place = root / folder
-        if place.is_symlink() or not place.is_dir():  # /bin is /usr/bin
+    for name in PROGRAMS:
+        folder = root / name
+        if folder.is_symlink() or not folder.is_dir():  # /bin links to /usr/bin
             continue
-        for file in place.iterdir():
+        for file in folder.iterdir():
             if not re.fullmatch(r"python3(\.\d+)?", file.name):
                 remove(file)
-    for folder in FOLDERS:
-        remove(root / folder)
+    for name in FOLDERS:
+        remove(root / name)
     for cuda in root.glob("usr/local/cuda-*"):
-        for pattern in IN_CUDA:
-            for place in cuda.glob(pattern):
-                remove(place)
+        for pattern in CUDA_PATTERNS:
+            for path in cuda.glob(pattern):
+                remove(path)
     for library in [*root.glob("usr/lib/python3*"), *root.glob("usr/local/lib/python3*")]:
         for name in INSTALLERS:
-            for place in library.glob(f"*-packages/{name}*"):
-                remove(place)
+            for path in library.glob(f"*-packages/{name}*"):
+                remove(path)
     for backend in root.glob("opt/tritonserver/backends/*"):
         if backend.name not in BACKENDS:
             remove(backend)

@@ -1,7 +1,7 @@
-"""Checks deploy/kserve/ by the models of KServe's SDK: `make kserve-test`, in an environment of its own.
+"""Checks deploy/kserve/*.yaml against the models of KServe's SDK (make kserve-test, in its own environment).
 
-Every field must be one that the SDK's model has, and every value of its type; within Kubernetes' own objects,
-the models of its client judge.
+Every field must exist in the SDK's model and have its type; Kubernetes' own objects are checked by the
+models of its client.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ PLAIN = {"str": str, "int": int, "bool": bool, "object": object, "ResourceQuanti
 
 
 def check(kind: str, value: Any, where: str = "") -> None:
-    """Raise TypeError or ValueError unless a value is of a type, as the SDK names it."""
+    """Raise TypeError or ValueError unless a value has a type, named as in the SDK."""
     if found := re.fullmatch(r"list\[(.+)]", kind):
-        for number, one in enumerate(_is(value, list, where)):
+        for number, one in enumerate(_check_type(value, list, where)):
             check(found[1], one, f"{where}[{number}]")
     elif found := re.fullmatch(r"dict\(str, (.+)\)", kind):
-        for key, one in _is(value, dict, where).items():
+        for key, one in _check_type(value, dict, where).items():
             check(found[1], one, f"{where}.{key}")
     elif kind in PLAIN:
-        _is(value, PLAIN[kind], where)
+        _check_type(value, PLAIN[kind], where)
     else:
         _check_model(kind, value, where)
 
 
 def _check_model(kind: str, value: Any, where: str) -> None:
-    ours = getattr(importlib.import_module("kserve"), kind, None)
-    if ours is None or hasattr(ours, "model_validate"):
-        model = getattr(importlib.import_module("kubernetes.client"), kind)
-        model.model_validate(_is(value, dict, where))
+    model = getattr(importlib.import_module("kserve"), kind, None)
+    if model is None or hasattr(model, "model_validate"):
+        kubernetes_model = getattr(importlib.import_module("kubernetes.client"), kind)
+        kubernetes_model.model_validate(_check_type(value, dict, where))
         return
-    fields = {there: here for here, there in ours.attribute_map.items()}
-    for key, one in _is(value, dict, where).items():
-        if key not in fields:
-            raise ValueError(f"{where}.{key} is no field of {kind}")
-        check(ours.openapi_types[fields[key]], one, f"{where}.{key}")
-    ours(**{fields[key]: one for key, one in value.items()})  # which asks for the fields that must be there
+    attributes = {field: attribute for attribute, field in model.attribute_map.items()}
+    for key, one in _check_type(value, dict, where).items():
+        if key not in attributes:
+            raise ValueError(f"{where}.{key} is not a field of {kind}")
+        check(model.openapi_types[attributes[key]], one, f"{where}.{key}")
+    model(**{attributes[key]: one for key, one in value.items()})  # raises if a required field is missing
 
 
-def _is(value: Any, kind: type, where: str) -> Any:
+def _check_type(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TypeError(f"{where} is {value!r}, expected {kind.__name__}")
     return value
 
 
-def faults(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return copies of a manifest, each with a fault that the check must see."""
+def with_errors(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return copies of a manifest, each with an error that the check must find."""
     unknown, mistyped, within = (copy.deepcopy(document) for _ in range(3))
     unknown["spec"]["replica"] = 1
     if document["kind"] == "InferenceService":
@@ -71,13 +71,13 @@ def main() -> None:
     documents = [one for file in files for one in yaml.safe_load_all(file.read_text())]
     for document in documents:
         check(KINDS[document["kind"]], document, document["metadata"]["name"])
-        for fault in faults(document):
+        for copy_with_error in with_errors(document):
             try:
-                check(KINDS[document["kind"]], fault)
+                check(KINDS[document["kind"]], copy_with_error)
             except (TypeError, ValueError):
                 continue
-            raise SystemExit(f"the check saw no fault in {fault}")
-    print(f"{len(documents)} manifests are what KServe's SDK takes")
+            raise SystemExit(f"the check found no error in {copy_with_error}")
+    print(f"{len(documents)} manifests match the models of KServe's SDK")
 
 
 if __name__ == "__main__":

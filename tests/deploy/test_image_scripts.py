@@ -1,4 +1,4 @@
-"""What makes the images' root file systems: deploy/docker/rootfs.py and strip.py, on small ones."""
+"""deploy/docker/rootfs.py and strip.py on small root file systems."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from tests.deploy.images import ROOT
+from tests.deploy.image_tools import ROOT
 
 
-def script(name: str) -> ModuleType:
+def load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "deploy" / "docker" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -22,12 +22,12 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ldd is Linux's")
-def test_a_program_comes_with_the_libraries_that_it_links(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="not run: needs ldd (Linux)")
+def test_rootfs_copies_linked_libraries(tmp_path: Path) -> None:
     program = Path("/bin/cat")
-    script("rootfs").main(tmp_path / "root", [program])
-    said = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    linked = [word for word in said.split() if word.startswith("/")]
+    load_script("rootfs").main(tmp_path / "root", [program])
+    output = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    linked = [word for word in output.split() if word.startswith("/")]
     assert len(linked) >= 2  # the C library and the loader
     for name in linked:
         assert (tmp_path / "root" / name.lstrip("/")).resolve().is_file(), name
@@ -38,12 +38,12 @@ def test_a_program_comes_with_the_libraries_that_it_links(tmp_path: Path) -> Non
     assert (tmp_path / "root" / "bundle").is_dir()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ldd is Linux's")
-def test_a_library_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rootfs = script("rootfs")
-    said = subprocess.CompletedProcess([], 0, stdout="\tlibgone.so.1 => not found\n")
-    monkeypatch.setattr(rootfs.subprocess, "run", lambda *args, **how: said)
-    with pytest.raises(SystemExit, match=r"links libgone\.so\.1, which is not here"):
+@pytest.mark.skipif(sys.platform != "linux", reason="not run: needs ldd (Linux)")
+def test_rootfs_missing_library_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rootfs = load_script("rootfs")
+    output = subprocess.CompletedProcess([], 0, stdout="\tlibgone.so.1 => not found\n")
+    monkeypatch.setattr(rootfs.subprocess, "run", lambda *args, **options: output)
+    with pytest.raises(SystemExit, match=r"links libgone\.so\.1, which this machine lacks"):
         rootfs.main(tmp_path, [Path(sys.executable).resolve()])
 
 
@@ -53,7 +53,7 @@ KEPT = (
     "opt/tritonserver/backends/onnxruntime/lib.so", "usr/local/cuda-13.0/lib64/libcudart.so",
     "usr/lib/x86_64-linux-gnu/libnvinfer.so.10", "plugins/libsparta_trt.so", "etc/passwd",
 )  # fmt: skip
-GONE = (
+REMOVED = (
     "usr/bin/bash", "usr/bin/g++", "usr/bin/apt", "usr/bin/python3-config", "usr/sbin/ldconfig",
     "usr/local/bin/pip", "usr/include/NvInfer.h", "usr/local/cuda-13.0/bin/nvcc",
     "usr/local/cuda-13.0/nvvm/bin/cicc", "usr/local/cuda-13.0/targets/x86_64-linux/include/cuda.h",
@@ -63,14 +63,14 @@ GONE = (
 )  # fmt: skip
 
 
-def test_shells_compilers_and_headers_go_and_the_server_stays(tmp_path: Path) -> None:
-    for name in (*KEPT, *GONE):
+def test_strip_removes_shells_compilers_and_headers(tmp_path: Path) -> None:
+    for name in (*KEPT, *REMOVED):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     (tmp_path / "bin").symlink_to("usr/bin")
     (tmp_path / "usr/bin/sh").symlink_to("bash")
     (tmp_path / "usr/local/cuda").symlink_to("cuda-13.0")
-    script("strip").strip(tmp_path)
+    load_script("strip").strip(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == set(KEPT)
     assert not (tmp_path / "usr/bin/sh").is_symlink()

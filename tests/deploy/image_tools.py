@@ -1,7 +1,7 @@
-"""Images without a Docker engine: bases by debootstrap, builds by buildah, runs by namespaces and chroot.
+"""Building and running images without a Docker engine: debootstrap, buildah, namespaces and chroot.
 
-What runs gets what the image's configuration says: environment, user, entrypoint, command, health check. The
-root file system is read-only but for /tmp, the network has a loopback device alone.
+A container gets the environment, user, entrypoint, command and health check of the image's configuration. Its
+root file system is read-only except /tmp; its network has a loopback device only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 TOOLS = ("buildah", "chroot", "debootstrap", "ip", "nsenter", "setpriv", "unshare")
 MIRROR = "http://deb.debian.org/debian"
-CERTIFICATES = "/run/host-certificates.crt"  # where builds see the host's, if its network needs some
+CERTIFICATES = "/run/host-certificates.crt"  # path of the host's certificates during builds
 ENVIRONMENT = os.environ | {"BUILDAH_ISOLATION": "chroot"}
 
 SETUP = """
@@ -40,7 +40,7 @@ exec "$@"
 
 @dataclass(frozen=True)
 class Image:
-    """An image that was built, mounted at `root`."""
+    """A built image, mounted at `root`."""
 
     root: Path
     config: Mapping[str, Any]
@@ -50,22 +50,22 @@ class Image:
 
     def health(self) -> list[str]:
         kind, *words = self.config["Healthcheck"]["Test"]
-        assert kind == "CMD", "a health check through a shell, which the image has not"
+        assert kind == "CMD", "the health check needs a shell, which the image lacks"
         return list(words)
 
-    def inside(self, words: Sequence[str]) -> list[str]:
-        """Return the words of a command that runs in the image as its user, without a way to more."""
+    def command_inside(self, words: Sequence[str]) -> list[str]:
+        """Return a command that runs `words` in the image as its user, without new privileges."""
         chroot = [tool("chroot"), f"--userspec={self.config['User']}", "--groups=", str(self.root)]
         return [tool("setpriv"), "--no-new-privs", *chroot, *words]
 
     def environment(self) -> dict[str, str]:
-        """Return the image's own environment: nothing of this process gets in."""
+        """Return the environment of the image only."""
         return dict(word.split("=", 1) for word in self.config["Env"])
 
     def start(self, bundle: Path, words: Sequence[str], log: Path) -> subprocess.Popen[str]:
-        """Start a command in namespaces of its own, with the bundle at /bundle."""
+        """Start a command in new namespaces, with the bundle at /bundle."""
         setup = ["/bin/sh", "-c", SETUP, "sh", str(self.root), str(bundle)]
-        command = [tool("unshare"), "--mount", "--net", "--ipc", *setup, *self.inside(words)]
+        command = [tool("unshare"), "--mount", "--net", "--ipc", *setup, *self.command_inside(words)]
         with log.open("w") as errors:
             return subprocess.Popen(
                 command, env=self.environment() | {"PATH": f"{self.environment()['PATH']}:{os.defpath}"},
@@ -73,8 +73,8 @@ class Image:
             )  # fmt: skip
 
     def run(self, process: int, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run another command beside a process that was started, in the same namespaces."""
-        command = [tool("nsenter"), f"--target={process}", "--mount", "--net", *self.inside(words)]
+        """Run a command in the namespaces of a running process."""
+        command = [tool("nsenter"), f"--target={process}", "--mount", "--net", *self.command_inside(words)]
         return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=60)
 
 
@@ -85,27 +85,27 @@ def tool(name: str) -> str:
 
 
 def check_machine() -> None:
-    """End with what is missing, where something is."""
+    """Exit with a message if a tool or root is missing."""
     missing = [name for name in TOOLS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
     if missing:
         packages = "buildah debootstrap iproute2 util-linux"
-        raise SystemExit(f"there is no {', '.join(missing)}: apt-get install {packages}")
+        raise SystemExit(f"missing: {', '.join(missing)}; run apt-get install {packages}")
     if os.geteuid():
         raise SystemExit("building images without a Docker engine needs root")
 
 
 def buildah(*words: str | Path, quiet: bool = True) -> str:
-    ran = subprocess.run(
+    result = subprocess.run(
         ["buildah", *map(str, words)], env=ENVIRONMENT, check=True, text=True,
         stdout=subprocess.PIPE if quiet else None,
     )  # fmt: skip
-    return (ran.stdout or "").strip()
+    return (result.stdout or "").strip()
 
 
-def base() -> str:
-    """Return the image that the Dockerfile's `cpu` stands on, made by debootstrap where it is not there."""
+def base_image() -> str:
+    """Return the base image of the target `cpu`; make it by debootstrap if it does not exist."""
     found = re.search(r"^ARG DEBIAN=(\S+):12\S*$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert found, "the base is not Debian 12"
+    assert found, "the base image is not Debian 12"
     name = found[0].removeprefix("ARG DEBIAN=")
     if subprocess.run(["buildah", "inspect", "--type=image", name], capture_output=True).returncode == 0:
         return name
@@ -119,8 +119,8 @@ def base() -> str:
 
 
 def build(target: str, name: str) -> None:
-    """Build a target of the Dockerfile; pip trusts the certificates that it trusts on this machine."""
-    base()
+    """Build a target of the Dockerfile; pip in it uses the certificates of this machine."""
+    base_image()
     words: list[str | Path] = ["bud", "--format=docker", "--pull-never", "--layers", f"--target={target}"]
     with tempfile.TemporaryDirectory() as folder:
         certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
@@ -133,7 +133,7 @@ def build(target: str, name: str) -> None:
 
 @contextmanager
 def mounted(name: str) -> Iterator[Image]:
-    """Yield an image with its files in a folder of this machine."""
+    """Mount an image in a folder of this machine, and yield it."""
     config = json.loads(buildah("inspect", "--type=image", name))["Docker"]["config"]
     container = buildah("from", "--pull-never", name)
     try:
