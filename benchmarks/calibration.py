@@ -55,7 +55,7 @@ class Images:
     logits: list[Array]
 
     def measure(self, logits: list[Array]) -> list[float]:
-        """Return clean and robust accuracy, the logits' RMS error on both, and top-1 agreement under attack."""
+        """Return clean and robust accuracy, the RMS logit error on both, and top-1 agreement under attack."""
         correct = [out.argmax(1) == self.labels for out in logits]
         errors = [float(np.sqrt(((a - b) ** 2).mean())) for a, b in zip(logits, self.logits, strict=True)]
         agree = [(a.argmax(1) == b.argmax(1)).mean() for a, b in zip(logits, self.logits, strict=True)]

@@ -138,7 +138,7 @@ def precisions(trained: Path, once_per_run: OncePerRun) -> Path:
     def make(folder: Path) -> None:
         copytree(trained, folder / "tiny")
         for precision in list(ONNX_FILES)[1:]:
-            calibration = Calibration(samples=64) if precision == "int8" else None
+            calibration = Calibration("both", 500) if precision == "int8" else None
             export_bundle(Bundle.open(folder / "tiny"), precision=precision, calibration=calibration)
 
     return once_per_run("precisions", make) / "tiny"

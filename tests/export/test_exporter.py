@@ -1,10 +1,9 @@
-"""The exported file: valid, self-contained, free in its batch size, and the same function."""
+"""Exported files: valid, self-contained, with a free batch size, and equal to the network."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,56 +14,26 @@ from torch import Tensor, nn
 
 from robust_export.bundle import Bundle
 from robust_export.errors import InvalidValue, RobustExportError, UnsupportedModel
-from robust_export.export.bundle_onnx import export_bundle
 from robust_export.export.exporter import OPSETS, export_onnx
 from robust_export.export.function_body import sparta_function
 from robust_export.nn.load import load
-from robust_export.nn.models import PixelClassifier, create_model
 from robust_export.nn.operator import DOMAIN, OPERATOR
 from robust_export.nn.sparta import Sparta, sparta, sparta_modules
 from robust_export.runtimes.onnx_model import sparta_nodes
-
-
-def learnt(name: str = "resnet10t_sparta") -> PixelClassifier:
-    """Return a network whose gates are not at their start."""
-    torch.manual_seed(0)
-    model = create_model(name, 5, 16, channels=[8, 8, 16, 16], stem_width=8).eval()
-    for gate in sparta_modules(model).values():
-        nn.init.normal_(gate.weight, std=0.5)
-        nn.init.normal_(gate.bias, std=0.5)
-    return model
-
-
-def evaluate(proto: onnx.ModelProto, feeds: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Run a model by ONNX's own reference evaluator, which shares no code with any runtime."""
-    (found,) = onnx.reference.ReferenceEvaluator(proto).run(None, feeds)
-    assert isinstance(found, np.ndarray)
-    return found
-
-
-@pytest.fixture(scope="module")
-def model() -> PixelClassifier:
-    return learnt()
-
-
-@pytest.fixture(scope="module")
-def path(model: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_onnx(model, tmp_path_factory.mktemp("onnx") / "model.onnx", 16)
+from tests.export.networks import evaluate, tiny_resnet
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_the_reference_evaluator_agrees_with_float64(model: PixelClassifier, path: Path, batch: int) -> None:
-    """Neither side is ONNX Runtime: the evaluator reads the function body, PyTorch runs in float64."""
+def test_agrees_with_pytorch_in_float64(exported: Path, batch: int) -> None:
     x = torch.rand(batch, 3, 16, 16, generator=torch.Generator().manual_seed(batch))
-    found = evaluate(onnx.load(path), {"pixels": x.numpy()})
+    found = evaluate(onnx.load(exported), {"pixels": x.numpy()})
     with torch.no_grad():
-        expected = model.double()(x.double())
-    model.float()
+        expected = tiny_resnet().double()(x.double())
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_file_is_valid_and_self_contained(path: Path, model: PixelClassifier) -> None:
-    proto = onnx.load(path)
+def test_file_is_valid_and_self_contained(exported: Path) -> None:
+    proto = onnx.load(exported)
     onnx.checker.check_model(proto, full_check=True)
     nodes = sparta_nodes(proto)
     assert len(nodes) == 11  # 3 in the stem, 2 in each of 4 blocks
@@ -79,22 +48,18 @@ def test_the_file_is_valid_and_self_contained(path: Path, model: PixelClassifier
     assert not any(t.external_data for t in proto.graph.initializer)
 
 
-def test_a_gate_that_is_shared_is_stored_once(path: Path, model: PixelClassifier) -> None:
-    proto = onnx.load(path)
+def test_shared_gate_is_stored_once(exported: Path) -> None:
+    proto = onnx.load(exported)
     used = {name for node in sparta_nodes(proto) for name in node.input[1:]}
-    assert len(used) == 2 * len(sparta_modules(model)) == 6  # widths 6, 8 and 16
+    assert len(used) == 2 * len(sparta_modules(tiny_resnet())) == 6  # widths 6, 8 and 16
     shapes = [tuple(t.dims) for t in proto.graph.initializer]
     assert shapes.count((8, 1, 3, 3)) == shapes.count((16, 1, 3, 3)) == 1
 
 
-def test_the_file_says_nothing_of_the_machine_that_made_it(path: Path) -> None:
-    content = path.read_bytes()
+def test_file_has_no_local_paths(exported: Path) -> None:
+    content = exported.read_bytes()
     for word in (str(Path.cwd()), "site-packages", "stack_trace"):
         assert word.encode() not in content
-
-
-def test_exporting_again_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
-    assert export_onnx(learnt(), tmp_path / "again.onnx", 16).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("opset", [OPSETS.start, OPSETS.stop - 1])
@@ -106,31 +71,31 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [0, 17, 26, -1])
-def test_opsets_that_cannot_be_written_are_refused(opset: int, tmp_path: Path) -> None:
+def test_invalid_opset_raises(opset: int, tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match=f"opset is {opset}; expected 18 to 25"):
         export_onnx(nn.Identity(), tmp_path / "m.onnx", opset=opset)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_network_without_sparta_has_no_function(tmp_path: Path) -> None:
-    model = learnt("resnet10t_relu")
+def test_network_without_sparta_has_no_function(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     proto = onnx.load(export_onnx(model, tmp_path / "relu.onnx", 16))
     assert not proto.functions
     assert not sparta_nodes(proto)
 
 
-def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
-    model = learnt().train()
+def test_export_is_deterministic_and_pure(exported: Path, tmp_path: Path) -> None:
+    model = tiny_resnet().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export_onnx(model, tmp_path / "m.onnx", 16)
+    assert export_onnx(model, tmp_path / "m.onnx", 16).read_bytes() == exported.read_bytes()
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
-def test_the_function_body_is_the_formula(kernel: int, kind: type) -> None:
-    """One node by itself, against PyTorch, with planes smaller than the kernel."""
+def test_function_body_agrees_with_pytorch(kernel: int, kind: type) -> None:
+    """Compare one node with PyTorch, on feature maps smaller than the kernel."""
     generator = torch.Generator().manual_seed(kernel)
     dtype = torch.float32 if kind is np.float32 else torch.float16
     x, w, b = (
@@ -153,23 +118,23 @@ def test_the_function_body_is_the_formula(kernel: int, kind: type) -> None:
     np.testing.assert_allclose(found, expected.numpy(), rtol=tolerance, atol=tolerance)
 
 
-def test_a_bundles_file_says_what_it_is(bundle: Bundle) -> None:
-    path = export_bundle(bundle)
-    found = {
-        e.key.removeprefix("robust_export."): json.loads(e.value) for e in onnx.load(path).metadata_props
-    }
+def test_bundle_file_metadata(trained: Path) -> None:
+    bundle = Bundle.open(trained)
+    model = onnx.load(bundle.file("model.onnx"))
+    found = {e.key.removeprefix("robust_export."): json.loads(e.value) for e in model.metadata_props}
     assert found["labels"] == bundle.labels
     assert found["threat"] == {"norm": "Linf", "eps": 0.1}
     assert found["preprocessing"]["normalisation"] == "inside the model"
     assert found["model"] == "resnet10t_sparta"
     assert found["weights_sha256"] == bundle.manifest["files"]["weights.safetensors"]["sha256"]
     assert found["version"]
-    entry = Bundle.open(bundle.path).manifest["files"]["model.onnx"]
+    entry = bundle.manifest["files"]["model.onnx"]
     assert entry["kind"] == "onnx"
     assert entry["precision"] == "fp32"
 
 
-def test_a_bundles_file_is_its_network(bundle: Bundle) -> None:
+def test_bundle_file_agrees_with_its_network(trained: Path) -> None:
+    bundle = Bundle.open(trained)
     x = np.random.default_rng(0).random((3, 3, 8, 8), dtype=np.float32)
     file = onnx.load(bundle.file("model.onnx"))
     found = evaluate(file, {"pixels": x})
@@ -188,16 +153,14 @@ class DataDependent(nn.Module):
 
 
 @pytest.mark.parametrize("module", [FixedBatch(), DataDependent()])
-def test_a_network_that_cannot_be_exported_is_an_error_on_one_screen(
-    module: nn.Module, tmp_path: Path
-) -> None:
+def test_unsupported_network_raises_a_short_error(module: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel) as error:
         export_onnx(module, tmp_path / "m.onnx", 8)
     assert len(str(error.value)) < 1000
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unwritable_place_is_an_error(tmp_path: Path) -> None:
+def test_unwritable_path_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RobustExportError, match="could not write"):
         export_onnx(nn.Flatten(), tmp_path / "file" / "m.onnx", 8)

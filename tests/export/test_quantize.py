@@ -1,8 +1,9 @@
-"""int8: scales and weights by their definition, the images they come from, and what stays float32."""
+"""int8 files: scales and weights, calibration images, and what stays float32."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,7 @@ from torch import nn
 from robust_export.bundle import Bundle
 from robust_export.data.datasets import load_dataset
 from robust_export.errors import DataError, InvalidValue, UnknownName, UnsupportedModel
-from robust_export.export.bundle_onnx import export_bundle
-from robust_export.export.calibration import KINDS, Calibration, calibration_images
+from robust_export.export.calibration import CALIBRATION_IMAGES, Calibration, calibration_images
 from robust_export.export.exporter import check_exported, to_onnx
 from robust_export.export.quantize import quantise
 from robust_export.nn.load import load
@@ -25,7 +25,7 @@ from robust_export.nn.operator import DOMAIN, OPERATOR
 from robust_export.nn.sparta import Sparta
 from robust_export.runtimes.onnx_model import sparta_nodes
 from robust_export.runtimes.registry import open_file
-from tests.export.test_exporter import evaluate
+from tests.export.networks import evaluate, parse_graph
 
 
 def small() -> nn.Sequential:
@@ -37,7 +37,7 @@ def small() -> nn.Sequential:
 
 
 @pytest.fixture(scope="module")
-def wide() -> onnx.ModelProto:
+def float_model() -> onnx.ModelProto:
     return to_onnx(small(), 5)
 
 
@@ -47,24 +47,24 @@ def pixels() -> Any:
 
 
 @pytest.fixture(scope="module")
-def narrow(wide: onnx.ModelProto, pixels: Any) -> onnx.ModelProto:
-    return quantise(wide, pixels)
+def int8_model(float_model: onnx.ModelProto, pixels: Any) -> onnx.ModelProto:
+    return quantise(float_model, pixels)
 
 
 def values(model: onnx.ModelProto) -> dict[str, Any]:
     return {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
 
 
-def makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in model.graph.node for name in node.output}
 
 
-def test_weights_are_int8_symmetric_and_by_channel(narrow: onnx.ModelProto) -> None:
-    found, convolutions = values(narrow), [n for n in narrow.graph.node if n.op_type == "Conv"]
+def test_weights_are_symmetric_int8_per_channel(int8_model: onnx.ModelProto) -> None:
+    found, convolutions = values(int8_model), [n for n in int8_model.graph.node if n.op_type == "Conv"]
     layers = [layer for layer in small() if isinstance(layer, nn.Conv2d)]
     for node, layer in zip(convolutions, layers, strict=True):
         weight = layer.weight.detach().numpy()
-        integers, scale, zero = (found[name] for name in makers(narrow)[node.input[1]].input)
+        integers, scale, zero = (found[name] for name in producers(int8_model)[node.input[1]].input)
         assert integers.dtype == np.int8
         assert not zero.any()
         np.testing.assert_allclose(scale, np.abs(weight).max((1, 2, 3)) / 127.5, rtol=5e-3)
@@ -73,85 +73,88 @@ def test_weights_are_int8_symmetric_and_by_channel(narrow: onnx.ModelProto) -> N
         )
 
 
-def test_ranges_are_those_of_the_images(narrow: onnx.ModelProto, pixels: Any) -> None:
-    """The 99.99th percentile of what PyTorch finds there, within a bin of ONNX Runtime's histogram."""
-    network, found = small(), values(narrow)
+def test_ranges_are_percentiles(int8_model: onnx.ModelProto, pixels: Any) -> None:
+    """The 99.99th percentile in PyTorch, within a bin of ONNX Runtime's histogram."""
+    network, found = small(), values(int8_model)
     with torch.no_grad():
         first = network[0](torch.from_numpy(pixels))
         second = network[1](first)
-    expected = [np.percentile(np.abs(plane), 99.99) for plane in (pixels, first.numpy(), second.numpy())]
-    narrowing = [n for n in narrow.graph.node if n.op_type == "QuantizeLinear"]
-    scales = [found[node.input[1]] * 127.5 for node in narrowing]
-    assert not any(found[node.input[2]].any() for node in narrowing)
+    expected = [np.percentile(np.abs(each), 99.99) for each in (pixels, first.numpy(), second.numpy())]
+    quantisers = [n for n in int8_model.graph.node if n.op_type == "QuantizeLinear"]
+    scales = [found[node.input[1]] * 127.5 for node in quantisers]
+    assert not any(found[node.input[2]].any() for node in quantisers)
     np.testing.assert_allclose(scales, expected, rtol=0.05)
 
 
-def test_one_outlier_does_not_stretch_the_range(wide: onnx.ModelProto, pixels: Any) -> None:
+def test_outlier_does_not_change_the_range(float_model: onnx.ModelProto, pixels: Any) -> None:
     outlier = pixels.copy()
     outlier[0, 0, 0, 0] = 3  # one of 22,500 values
-    narrow = quantise(wide, outlier)
-    first = next(node for node in narrow.graph.node if node.op_type == "QuantizeLinear")
-    np.testing.assert_allclose(values(narrow)[first.input[1]] * 127.5, 1, rtol=0.01)
+    int8_model = quantise(float_model, outlier)
+    first = next(node for node in int8_model.graph.node if node.op_type == "QuantizeLinear")
+    np.testing.assert_allclose(values(int8_model)[first.input[1]] * 127.5, 1, rtol=0.01)
 
 
-def test_sparta_and_the_logits_stay_float32(narrow: onnx.ModelProto) -> None:
-    check_exported(narrow, 20)
-    made = makers(narrow)
-    assert [(f.domain, f.name) for f in narrow.functions] == [(DOMAIN, OPERATOR)]
-    (gate,) = sparta_nodes(narrow)
+def test_sparta_and_logits_stay_float32(int8_model: onnx.ModelProto) -> None:
+    check_exported(int8_model, 20)
+    made = producers(int8_model)
+    assert [(f.domain, f.name) for f in int8_model.functions] == [(DOMAIN, OPERATOR)]
+    (gate,) = sparta_nodes(int8_model)
     assert made[gate.input[0]].op_type == "DequantizeLinear"
-    assert values(narrow)[gate.input[1]].dtype == np.float32
+    assert values(int8_model)[gate.input[1]].dtype == np.float32
     assert made["logits"].op_type == "Reshape"  # torch's Flatten
-    assert made[made["logits"].input[0]].op_type == "Conv"  # no 8 bits between it and the logits
-    assert sum(node.op_type == "QuantizeLinear" for node in narrow.graph.node) == 3
-    used = {name for node in narrow.graph.node for name in node.input}
-    assert values(narrow).keys() <= used
+    assert made[made["logits"].input[0]].op_type == "Conv"  # not quantised
+    assert sum(node.op_type == "QuantizeLinear" for node in int8_model.graph.node) == 3
+    used = {name for node in int8_model.graph.node for name in node.input}
+    assert values(int8_model).keys() <= used
 
 
-def test_the_numbers_are_those_of_the_network_and_of_8_bits(narrow: onnx.ModelProto, pixels: Any) -> None:
-    found = evaluate(narrow, {"pixels": pixels})
+def test_error_is_that_of_8_bits(int8_model: onnx.ModelProto, pixels: Any) -> None:
+    found = evaluate(int8_model, {"pixels": pixels})
     with torch.no_grad():
         exact = small().double()(torch.from_numpy(pixels).double()).numpy()
     error = np.sqrt(((found - exact) ** 2).mean()) / exact.std()
     assert 1e-4 < error < 0.05
 
 
-def test_the_same_images_give_the_same_bytes_and_others_do_not(
-    wide: onnx.ModelProto, narrow: onnx.ModelProto, pixels: Any
+def test_quantise_is_deterministic(
+    float_model: onnx.ModelProto, int8_model: onnx.ModelProto, pixels: Any
 ) -> None:
-    before = wide.SerializeToString()
-    assert quantise(wide, pixels).SerializeToString() == narrow.SerializeToString()
-    assert wide.SerializeToString() == before
-    assert quantise(wide, pixels / 2).SerializeToString() != narrow.SerializeToString()
+    before = float_model.SerializeToString()
+    assert quantise(float_model, pixels).SerializeToString() == int8_model.SerializeToString()
+    assert float_model.SerializeToString() == before
+    assert quantise(float_model, pixels / 2).SerializeToString() != int8_model.SerializeToString()
 
 
-def test_it_says_nothing(
-    wide: onnx.ModelProto, pixels: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+def test_quantise_prints_nothing(
+    float_model: onnx.ModelProto,
+    pixels: Any,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    quantise(wide, pixels[:2])
+    quantise(float_model, pixels[:2])
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""
 
 
-def test_many_batches_are_one_calibration(
-    wide: onnx.ModelProto, pixels: Any, monkeypatch: pytest.MonkeyPatch
+def test_batches_give_the_same_ranges(
+    float_model: onnx.ModelProto, pixels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = values(quantise(wide, pixels))
+    whole = values(quantise(float_model, pixels))
     monkeypatch.setattr("robust_export.export.quantize.BATCH_PIXELS", 25 * 64)
-    parts = values(quantise(wide, pixels))
+    parts = values(quantise(float_model, pixels))
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=0.03, atol=2)
 
 
-def test_nothing_to_calibrate_on_and_nothing_to_quantise(wide: onnx.ModelProto, pixels: Any) -> None:
+def test_no_images_or_no_products_raise(float_model: onnx.ModelProto, pixels: Any) -> None:
     with pytest.raises(InvalidValue, match="no images"):
-        quantise(wide, pixels[:0])
+        quantise(float_model, pixels[:0])
     with pytest.raises(UnsupportedModel, match="nothing to quantise"):
-        quantise(to_onnx(nn.Flatten(), 5), pixels)
+        quantise(parse_graph("flat (float[N, 3, 5, 5] x) => (float[N, 75] y) {y = Flatten (x)}"), pixels)
 
 
 @pytest.mark.parametrize("samples", [0, -1])
-def test_calibrations_that_are_none(samples: int) -> None:
+def test_invalid_calibration_raises(samples: int) -> None:
     with pytest.raises(InvalidValue, match=f"samples is {samples}"):
         Calibration(samples=samples)
     with pytest.raises(UnknownName, match="clean"):
@@ -162,8 +165,9 @@ def rows(images: Any) -> set[bytes]:
     return {row.tobytes() for row in np.asarray(images)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_calibration_is_on_training_images(kind: str, bundle: Bundle) -> None:
+@pytest.mark.parametrize("kind", CALIBRATION_IMAGES)
+def test_calibration_images_are_training_images(kind: str, trained: Path) -> None:
+    bundle = Bundle.open(trained)
     network = load(bundle)
     found, facts = calibration_images(bundle, network, Calibration(kind, 40))
     clean, _ = calibration_images(bundle, network, Calibration("clean", 40))
@@ -184,11 +188,13 @@ def test_calibration_is_on_training_images(kind: str, bundle: Bundle) -> None:
     np.testing.assert_array_equal(calibration_images(bundle, network, Calibration(kind, 40))[0], found)
 
 
-def test_attacked_images_are_harder(bundle: Bundle) -> None:
-    """Than as many random points of the ball: the attack makes steps, not only a random start."""
+def test_adversarial_images_change_decisions(trained: Path) -> None:
+    """They change more decisions than random points of the ball do."""
+    bundle = Bundle.open(trained)
     network, eps = load(bundle), bundle.threat.eps
     clean, hard = (
-        torch.from_numpy(calibration_images(bundle, network, Calibration(k, 400))[0]) for k in KINDS[:2]
+        torch.from_numpy(calibration_images(bundle, network, Calibration(k, 400))[0])
+        for k in CALIBRATION_IMAGES[:2]
     )
     noise = torch.rand(clean.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -198,21 +204,23 @@ def test_attacked_images_are_harder(bundle: Bundle) -> None:
     assert (decided != under_attack).sum() > 2 * (decided != moved).sum() > 0
 
 
-def test_there_are_no_more_images_than_there_are(bundle: Bundle) -> None:
+def test_samples_are_at_most_the_training_images(trained: Path) -> None:
+    bundle = Bundle.open(trained)
     found, facts = calibration_images(bundle, load(bundle), Calibration(samples=10**6))
     assert facts["samples"] == len(found) == bundle.manifest["provenance"]["data"]["train"]
 
 
-def test_another_data_set_is_refused(bundle: Bundle) -> None:
+def test_other_data_set_raises(trained: Path) -> None:
+    bundle = Bundle.open(trained)
     bundle.manifest["provenance"]["data"]["sha256"] = "0" * 64
     with pytest.raises(DataError, match="not the data set"):
         calibration_images(bundle, load(bundle), Calibration())
 
 
-def test_a_bundles_file(bundle: Bundle) -> None:
-    path = export_bundle(bundle, precision="int8", calibration=Calibration("both", 500))
-    assert path == bundle.path / "model.int8.onnx"
-    entry = Bundle.open(bundle.path).manifest["files"][path.name]
+def test_bundle_file(precisions: Path) -> None:
+    bundle = Bundle.open(precisions)
+    path = bundle.file("model.int8.onnx")
+    entry = bundle.manifest["files"][path.name]
     assert (entry["precision"], entry["opset"]) == ("int8", 20)
     assert (entry["calibration"]["images"], entry["calibration"]["samples"]) == ("both", 500)
     facts, known = (
@@ -222,15 +230,15 @@ def test_a_bundles_file(bundle: Bundle) -> None:
     assert facts == known | {"robust_export.precision": "int8"}
     test = load_dataset("digits", "test", 8)
     images = test.batch(range(len(test)))[0]
-    run, judge = open_file(path, kernel=False), open_file(path, "reference")
-    found = run(images.numpy())
+    classifier, reference = open_file(path, kernel=False), open_file(path, "reference")
+    found = classifier(images.numpy())
     with torch.no_grad():
         expected = load(bundle)(images).numpy()
     assert np.sqrt(((found - expected) ** 2).mean()) < 0.15 * expected.std()
-    assert run.precision == judge.precision == "int8"
-    # As the file says it, without ONNX Runtime's integer kernels, which saturate on CPUs without VNNI.
+    assert classifier.precision == reference.precision == "int8"
+    # Without ONNX Runtime's integer kernels, which saturate on CPUs without VNNI.
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (plain,) = session.run(None, {"pixels": images.numpy()[:64]})
-    np.testing.assert_allclose(judge(images.numpy()[:64]), plain, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(reference(images.numpy()[:64]), plain, atol=1e-4 * np.abs(expected).max())
