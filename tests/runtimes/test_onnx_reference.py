@@ -16,18 +16,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError
 from robust_export.export.cast import cast_model
-from robust_export.export.exporter import to_onnx
 from robust_export.nn.load import load
 from robust_export.runtimes import onnx_reference_ops as ops
 from robust_export.runtimes.onnx_model import model_precision, ran_in_precision
 from robust_export.runtimes.onnx_reference import ReferenceClassifier
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.registry import RUNTIMES, open_file
+from tests.export.networks import parse_graph
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -36,14 +35,10 @@ def images(n: int) -> Any:
     return np.random.default_rng(n).random((n, 3, 8, 8), dtype=np.float32)
 
 
-@pytest.fixture(scope="module")
-def halves(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The trained network in fp16 and bf16."""
-    folder, wide = tmp_path_factory.mktemp("halves"), to_onnx(load(trained), 8, opset=22)
-    files = {name: folder / f"{name}.onnx" for name in ("fp16", "bf16")}
-    for name, file in files.items():
-        onnx.save(cast_model(wide, name), file)
-    return files
+@pytest.fixture
+def halves(precisions: Path) -> dict[str, Path]:
+    """The trained network's files in fp16 and bf16."""
+    return {name: precisions / f"model.{name}.onnx" for name in ("fp16", "bf16")}
 
 
 @pytest.mark.parametrize("n", [1, 5, 8])
@@ -196,12 +191,16 @@ def test_ran_in_precision(precision: str, operator: str, formats: list[str], exp
 
 def test_overflow_raises_no_warning(tmp_path: Path) -> None:
     """Values beyond 65504 are infinite in float16, as on hardware."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten())
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.fill_(3e4)
-    onnx.save(cast_model(to_onnx(network, 1), "fp16"), tmp_path / "m.onnx")
-    assert np.isinf(ReferenceClassifier(tmp_path / "m.onnx")(np.ones((1, 3, 1, 1), np.float32))).all()
+    model = parse_graph(
+        """squares (float[N, 1, 1, 1] pixels) => (float[N, 1] logits) {
+            large = Conv (pixels, weight)
+            infinite = Conv (large, weight)
+            logits = Flatten (infinite)
+        }""",
+        weight=[[[[3e4]]]],
+    )  # fmt: skip
+    onnx.save(cast_model(model, "fp16"), tmp_path / "m.onnx")
+    assert np.isinf(ReferenceClassifier(tmp_path / "m.onnx")(np.ones((1, 1, 1, 1), np.float32))).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a protobuf"])

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
 
 from robust_export.bundle import Bundle
 from robust_export.errors import ArtifactError
-from robust_export.export.exporter import export_onnx
 from robust_export.nn.load import load
+from robust_export.runtimes.onnx_reference import ReferenceClassifier
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.pytorch import PyTorchClassifier
+from tests.export.networks import parse_graph
+
+FLATTEN = "flatten (float[N, 3, 4, 4] pixels) => (float[N, 48] logits) {logits = Flatten (pixels)}"
 
 
 def pixels(n: int) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.float32]]:
@@ -48,9 +51,30 @@ def test_no_fused_nodes_without_kernel(trained: Path, tmp_path: Path) -> None:
     assert OnnxRuntimeClassifier(trained / "model.onnx").fused_nodes() == 0
 
 
-def test_file_without_labels(tmp_path: Path) -> None:
-    path = export_onnx(nn.Flatten(), tmp_path / "m.onnx", 4)
-    assert OnnxRuntimeClassifier(path).labels is None
+def test_labels_are_read(tmp_path: Path) -> None:
+    model = parse_graph(
+        "flat (float[N, 3, 4, 4] pixels) => (float[N, 48] logits) {logits = Flatten (pixels)}"
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    assert OnnxRuntimeClassifier(tmp_path / "m.onnx").labels is None
+    entry = model.metadata_props.add(key="robust_export.labels", value='["a", "b"]')
+    onnx.save(model, tmp_path / "m.onnx")
+    assert OnnxRuntimeClassifier(tmp_path / "m.onnx").labels == ["a", "b"]
+    entry.value = "a, b"
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match="expected a JSON list"):
+        OnnxRuntimeClassifier(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("opener", [OnnxRuntimeClassifier, ReferenceClassifier])
+def test_missing_output_shape_is_inferred(tmp_path: Path, opener: type[Any]) -> None:
+    model = parse_graph(
+        "flat (float[N, 3, 4, 4] pixels) => (float[N, 48] logits) {logits = Flatten (pixels)}"
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "m.onnx")
+    classifier = opener(tmp_path / "m.onnx")
+    assert (classifier.input_shape, classifier.classes) == ((3, 4, 4), 48)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a protobuf", b"\x08\x07", b"PK\x03\x04 a zip"])
