@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robust_export.errors import TrainingError
 
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # those that follow a Conv2d
 TOLERANCE = 1e-4  # max abs difference of logits in the check, relative to the largest logit
 
 
@@ -81,7 +81,7 @@ class FoldedCopy(nn.Module):
         randomised = copy.deepcopy(model).eval()
         generator = torch.Generator().manual_seed(0)
         for name, tensor in [*randomised.named_parameters(), *randomised.named_buffers()]:
-            if isinstance(randomised.get_submodule(name.rpartition(".")[0]), _BatchNorm) and tensor.ndim:
+            if isinstance(randomised.get_submodule(name.rpartition(".")[0]), BATCH_NORMS) and tensor.ndim:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
         self.copy_weights(randomised)
         expected, actual = randomised(example), self.copied(example)
@@ -123,7 +123,7 @@ def conv_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     for name, child in model.named_modules():
         if type(child) is nn.Conv2d:
             hooks.append(child.register_forward_hook(conv_hook(name)))
-        elif isinstance(child, _BatchNorm) and child.track_running_stats and child.affine:
+        elif isinstance(child, BATCH_NORMS) and child.track_running_stats and child.affine:
             hooks.append(child.register_forward_pre_hook(norm_hook(name)))
     with torch.no_grad():
         model(example)

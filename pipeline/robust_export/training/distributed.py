@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from robust_export.errors import RobustExportError, TrainingError
 from robust_export.utils.sharded_rng import ShardedGenerator, seed_rank
@@ -23,6 +22,7 @@ from robust_export.utils.work_items import join_process_group, launched_ranks
 T = TypeVar("T")
 E = TypeVar("E", bound=RobustExportError)
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
@@ -148,7 +148,7 @@ def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
     """Return the running means and variances of the model's batch norms."""
-    norms = [child for child in model.modules() if isinstance(child, _BatchNorm)]
+    norms = [child for child in model.modules() if isinstance(child, BATCH_NORMS)]
     statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
     return [tensor for tensor in statistics if tensor is not None]
 

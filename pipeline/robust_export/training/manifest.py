@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from robust_export.bundle import MANIFEST, Bundle
 from robust_export.data.datasets import Images
 from robust_export.data.feed import Feed
-from robust_export.nn.build import find_sparta_file
 from robust_export.recipe.schema import Recipe, SpartaOptions
 from robust_export.training.distributed import Processes
 from robust_export.training.progress import Epoch
@@ -24,7 +24,7 @@ class TrainingResult:
     Attributes:
         best_epoch: number of the epoch whose weights were kept, from 1.
         stopped: why it ended before the last epoch, other than by patience; "" if it did not.
-        sparta_origin: what `sparta_origin` returned.
+        sparta_origin: what `sparta_origin` returned, {} if no Sparta function was loaded.
     """
 
     recipe: Recipe
@@ -81,15 +81,12 @@ def _provenance(result: TrainingResult) -> dict[str, Any]:
     return facts
 
 
-def sparta_origin(options: SpartaOptions) -> dict[str, Any]:
-    """Return the origin of the loaded Sparta function, {} if none is loaded.
+def sparta_origin(file: Path, options: SpartaOptions) -> dict[str, Any]:
+    """Return the origin of the Sparta function that was loaded from `file`.
 
     Keys: "sha256" of its file, "frozen" (whether it is not trained) and "gate" (the option of the same name);
     and "bundle", "model" and "data" if it comes from a bundle.
     """
-    if not options.load:
-        return {}
-    file = find_sparta_file(options.load)
     facts: dict[str, Any] = {"frozen": options.freeze, "gate": options.gate}
     if not (file.parent / MANIFEST).is_file():
         return {"sha256": sha256(file), **facts}

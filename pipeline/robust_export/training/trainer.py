@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from robust_export.bundle import Bundle
 from robust_export.data.datasets import load_splits
 from robust_export.errors import TrainingError, TrainingStopped
-from robust_export.nn.build import build_model
+from robust_export.nn.build import build_model, find_sparta_file
 from robust_export.nn.sparta import sparta_modules
 from robust_export.nn.sparta_file import save_sparta
 from robust_export.nn.state_dict import load_tensors, tensors
@@ -68,7 +68,8 @@ class Trainer:
             data.name, spec.image_size, spec.in_chans, data.dir, data.val_fraction
         )
         self.batches = TrainingBatches(recipe, train_images, processes)
-        self.sparta_origin = sparta_origin(recipe.sparta)
+        load = recipe.sparta.load
+        self.sparta_origin = sparta_origin(find_sparta_file(load), recipe.sparta) if load else {}
         torch.manual_seed(settings.seed)
         model = build_model(spec, recipe.sparta, len(train_images.classes), settings.seed)
         total_steps = settings.epochs * len(self.batches)
