@@ -1,4 +1,4 @@
-"""Plans: what arms they hold, which recipes those are, and what is refused."""
+"""Plans: arms, their recipes, and invalid plans."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from robust_export.comparison.plan import Plan, load_plan, simple_plan
-from robust_export.comparison.runner import check
+from robust_export.comparison.plan import Plan, load_plan, plan_from_options
+from robust_export.comparison.runner import check_plan
 from robust_export.errors import InvalidValue, RobustExportError, SpartaMismatch
 from robust_export.recipe.schema import Recipe
 
@@ -30,7 +30,7 @@ activation = "relu"
 train = {lr = 0.05}
 
 [[arms]]
-name = "taken over"
+name = "frozen"
 activation = "sparta-k1"
 sparta = {freeze = true, gate = "bias"}
 from = {backbone = "r34", dataset = "svhn", train = {epochs = 2}}
@@ -43,8 +43,8 @@ def load(tmp_path: Path, text: str) -> Plan:
     return load_plan(path)
 
 
-def test_options_make_arms() -> None:
-    plan = simple_plan("r18", ["relu", "sparta", "sparta-bias", "sparta-k5"], "digits", 4, LAYER)
+def test_arms_from_options() -> None:
+    plan = plan_from_options("r18", ["relu", "sparta", "sparta-bias", "sparta-k5"], "digits", 4, LAYER)
     recipes = [plan.recipe(arm, seed) for seed, arm in enumerate(plan.arms)]
     assert [r.model.name for r in recipes] == ["r18_relu", "r18_sparta", "r18_sparta", "r18_sparta"]
     assert [(r.sparta.gate, r.sparta.kernel_size) for r in recipes] == [
@@ -58,12 +58,12 @@ def test_options_make_arms() -> None:
     ("text", "backbone", "data"),
     [("r34", "r34", "digits"), ("r34:svhn", "r34", "svhn"), (":folder:a:b", "r18", "folder:a:b")],
 )
-def test_a_transfer_has_two_controls(text: str, backbone: str, data: str) -> None:
-    plan = simple_plan("r18", ["relu"], "digits", 2, LAYER, [text])
+def test_transfer_has_two_controls(text: str, backbone: str, data: str) -> None:
+    plan = plan_from_options("r18", ["relu"], "digits", 2, LAYER, [text])
     learnt, random, bias = plan.arms[1:]
     for arm, gate in ((learnt, "full"), (random, "random"), (bias, "bias")):
-        recipe = plan.recipe(arm, 1, Path("there"))
-        assert (recipe.sparta.load, recipe.sparta.gate, recipe.sparta.freeze) == ("there", gate, True)
+        recipe = plan.recipe(arm, 1, Path("bundle"))
+        assert (recipe.sparta.load, recipe.sparta.gate, recipe.sparta.freeze) == ("bundle", gate, True)
         assert (recipe.model.name, recipe.data.name) == ("r18_sparta", "digits")
         source = plan.source_recipe(arm, 1)
         assert (source.model.name, source.data.name) == (f"{backbone}_sparta", data)
@@ -71,17 +71,17 @@ def test_a_transfer_has_two_controls(text: str, backbone: str, data: str) -> Non
         assert source == plan.source_recipe(learnt, 1)  # one network for all three
 
 
-def test_a_file_says_it_all(tmp_path: Path) -> None:
+def test_plan_file(tmp_path: Path) -> None:
     plan = load(tmp_path, PLAN)
-    relu, taken = plan.arms
-    assert (plan.seeds, plan.rates, relu.name, taken.name) == (3, (0.5, 1.0), "relu", "taken over")
+    relu, frozen = plan.arms
+    assert (plan.seeds, plan.rates, relu.name, frozen.name) == (3, (0.5, 1.0), "relu", "frozen")
     recipe = plan.recipe(relu, 2, rate=0.5)
     assert (recipe.train.lr, recipe.train.batch_size, recipe.train.epochs) == (0.025, 32, 7)
     assert (recipe.train.seed, recipe.model.image_size) == (2, 8)
-    frozen = plan.recipe(taken, 0, Path("x"))
-    assert (frozen.sparta.kernel_size, frozen.sparta.freeze, frozen.sparta.gate) == (1, True, "bias")
-    assert frozen.train.lr == 0.1
-    source = plan.source_recipe(taken, 2)
+    recipe = plan.recipe(frozen, 0, Path("x"))
+    assert (recipe.sparta.kernel_size, recipe.sparta.freeze, recipe.sparta.gate) == (1, True, "bias")
+    assert recipe.train.lr == 0.1
+    source = plan.source_recipe(frozen, 2)
     assert (source.model.name, source.data.name, source.train.epochs) == ("r34_sparta", "svhn", 2)
     assert (source.sparta.kernel_size, source.sparta.gate, source.train.seed) == (1, "full", 2)
 
@@ -96,14 +96,14 @@ def test_a_file_says_it_all(tmp_path: Path) -> None:
         (PLAN.replace("rates = [0.5, 1]", "rates = [0]"), "rates is"),
         (PLAN.replace("rates = [0.5, 1]", "rates = ['x']"), "a list of numbers"),
         (PLAN.replace("seeds = 3", "sedes = 3"), "did you mean 'seeds'"),
-        (PLAN.replace("name = \"taken over\"", "name = 'ReLU'"), "two arms are called 'relu'"),
+        (PLAN.replace("name = \"frozen\"", "name = 'ReLU'"), "two arms are named 'relu'"),
         (PLAN.replace("dataset = \"digits\"", "", 1), "dataset is ''"),
         (PLAN.replace("freeze", "frieze"), "did you mean 'freeze'"),
-        ('backbone="r18"\ndataset="digits"\n[[arms]]\nactivation="relu"', "there is 1 arm"),
+        ('backbone="r18"\ndataset="digits"\n[[arms]]\nactivation="relu"', "the plan has 1 arm"),
         (PLAN.replace('from = {backbone', 'from = "x" #'), "from is 'x'"),
     ],
 )  # fmt: skip
-def test_what_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_plan(tmp_path: Path, text: str, words: str) -> None:
     def recipes() -> list[Recipe]:
         plan = load(tmp_path, text)
         return [plan.recipe(arm, 0) for arm in plan.arms]
@@ -112,16 +112,16 @@ def test_what_is_refused(tmp_path: Path, text: str, words: str) -> None:
         recipes()
 
 
-def test_one_activation_is_no_comparison() -> None:
+def test_one_activation() -> None:
     with pytest.raises(InvalidValue, match="two or more"):
-        simple_plan("r18", ["relu"], "digits", 5, {})
+        plan_from_options("r18", ["relu"], "digits", 5, {})
 
 
-def test_a_transfer_is_checked_before_anything_is_trained() -> None:
+def test_check_plan_of_a_transfer() -> None:
     layer = LAYER | {"model": {"image_size": 8, "channels": [8, 8, 16, 16], "stem_width": 8}}
-    check(simple_plan("r34", ["relu"], "digits", 2, layer, ["r18"]))
-    plan = simple_plan("r18", ["relu"], "digits", 2, layer, ["r18"])
-    taken = plan.arms[1]
-    narrow = replace(taken.place, tables={**taken.place.tables, "model": {"channels": [8, 8, 24, 24]}})
+    check_plan(plan_from_options("r34", ["relu"], "digits", 2, layer, ["r18"]))
+    plan = plan_from_options("r18", ["relu"], "digits", 2, layer, ["r18"])
+    transfer = plan.arms[1]
+    wide = replace(transfer.base, tables={**transfer.base.tables, "model": {"channels": [8, 8, 24, 24]}})
     with pytest.raises(SpartaMismatch, match=r"sparta from r18: .* lacks 24"):
-        check(replace(plan, arms=(plan.arms[0], replace(taken, place=narrow))))
+        check_plan(replace(plan, arms=(plan.arms[0], replace(transfer, base=wide))))

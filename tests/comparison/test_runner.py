@@ -1,4 +1,4 @@
-"""Comparisons from end to end: what is run, kept, gone on with, reported."""
+"""Comparisons end to end: jobs, stored results, interruptions, the report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from robust_export.attacks.autoattack import autoattack
 from robust_export.bundle import Bundle
 from robust_export.cli import cli
-from robust_export.comparison import runner as run
-from robust_export.comparison.job import Job, main, work
-from robust_export.comparison.plan import simple_plan
+from robust_export.comparison import job_pool
+from robust_export.comparison.job import Job, main, run_job
+from robust_export.comparison.job_pool import JobPool
+from robust_export.comparison.plan import plan_from_options
 from robust_export.comparison.report import ArmResult, Comparison, SeedResult
+from robust_export.comparison.runner import compare
 from robust_export.data.datasets import load_dataset
 from robust_export.errors import TrainingError
 from robust_export.nn.load import load
@@ -41,7 +43,7 @@ seeds = 2
 [[arms]]
 activation = "relu"
 [[arms]]
-name = "taken over"
+name = "frozen"
 activation = "sparta"
 sparta = {freeze = true}
 from = {train = {lr = 0.2}}
@@ -51,18 +53,18 @@ from = {train = {lr = 0.2}}
 def command(folder: Path, jobs: int) -> list[str]:
     (folder / "plan.toml").write_text(PLAN)
     (folder / "recipe.toml").write_text(to_toml(tiny_recipe(**SMALL)))
-    given = {
+    options = {
         "plan": folder / "plan.toml",
         "recipe": folder / "recipe.toml",
         "out": folder / "out",
         "jobs": jobs,
     }
-    return ["compare", *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
+    return ["compare", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a comparison whose runs followed each other in this process."""
+    """Return the folder of a comparison that ran in this process, one job at a time."""
     folder = tmp_path_factory.mktemp("compared")
     result = CliRunner().invoke(cli, [*command(folder, 1), "--json", "--device", "cpu"])
     assert result.exit_code == 0, result.output
@@ -70,74 +72,71 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_arm_has_every_seed_and_its_gates_from_the_same_seed(compared: Path) -> None:
+def test_arms_and_seeds(compared: Path) -> None:
     results = json.loads((compared / "out/results.json").read_text())
-    assert [arm["name"] for arm in results["arms"]] == ["relu", "taken over"]
+    assert [arm["name"] for arm in results["arms"]] == ["relu", "frozen"]
     for arm in results["arms"]:
         assert [run["seed"] for run in arm["runs"]] == [0, 1]
         assert all(0 <= run["robust_accuracy"] <= run["clean_accuracy"] <= 1 for run in arm["runs"])
     (sources,) = (compared / "out/sources").iterdir()
     for seed in (0, 1):
-        taken = load_file(compared / f"out/runs/taken-over/seed-{seed}/sparta.safetensors")
+        loaded = load_file(compared / f"out/runs/frozen/seed-{seed}/sparta.safetensors")
         learnt = load_file(sources / f"seed-{seed}/sparta.safetensors")
-        assert taken
-        assert all(torch.equal(tensor, learnt[name]) for name, tensor in taken.items())
+        assert loaded
+        assert all(torch.equal(tensor, learnt[name]) for name, tensor in loaded.items())
         assert Bundle.open(sources / f"seed-{seed}").recipe().train.lr == 0.2
 
 
-def test_robust_accuracy_is_autoattacks(compared: Path) -> None:
+def test_robust_accuracy_is_under_autoattack(compared: Path) -> None:
     bundle = Bundle.open(compared / "out/runs/relu/seed-1")
     pixels, labels = load_dataset("digits", "test", 8).batch(range(60))
-    found = autoattack(load(bundle), pixels, labels, bundle.threat, bundle.recipe().verify)
+    attacked = autoattack(load(bundle), pixels, labels, bundle.threat, bundle.recipe().verify)
     result = json.loads((compared / "out/runs/relu/seed-1.json").read_text())
-    assert result["robust_accuracy"] == pytest.approx(found.broken_by.count("") / 60)
-    assert result["clean_accuracy"] == pytest.approx(1 - found.broken_by.count("clean") / 60)
+    assert result["robust_accuracy"] == pytest.approx(attacked.broken_by.count("") / 60)
+    assert result["clean_accuracy"] == pytest.approx(1 - attacked.broken_by.count("clean") / 60)
 
 
-def test_what_is_done_is_kept_and_the_rest_is_the_same_in_a_process_of_its_own(
-    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_missing_jobs_run_again(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The missing job runs in its own process and gives the same weights."""
     before = json.loads((compared / "out/results.json").read_text())
-    lost = compared / "out/runs/relu/seed-0"
-    shutil.rmtree(lost)
-    lost.with_name("seed-0.json").unlink()
+    missing = compared / "out/runs/relu/seed-0"
+    shutil.rmtree(missing)
+    missing.with_name("seed-0.json").unlink()
     done: list[Path] = []
-    original = run.Pool._do
+    original = JobPool._run
 
-    def do(self: run.Pool, job: Job) -> dict[str, Any]:
+    def run(self: JobPool, job: Job) -> dict[str, Any]:
         done.append(job.folder)
         return original(self, job)
 
-    monkeypatch.setattr(run.Pool, "_do", do)
-    monkeypatch.setattr(run, "work", None)
+    monkeypatch.setattr(JobPool, "_run", run)
+    monkeypatch.setattr(job_pool, "run_job", None)
     result = CliRunner().invoke(cli, [*command(compared, 2), "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert done == [lost]
-    assert "was there already" in result.stderr
-    assert "taken over" in result.stdout
+    assert done == [missing]
+    assert "already done" in result.stderr
+    assert "frozen" in result.stdout
     after = json.loads((compared / "out/results.json").read_text())
     for old, new in zip(before["arms"], after["arms"], strict=True):
         digests = [[one["weights_sha256"] for one in arm["runs"]] for arm in (old, new)]
         assert digests[0] == digests[1]
 
 
-def test_a_failed_run_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_jobs_finish_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(job: Job) -> dict[str, Any]:
         if "silu" in str(job.folder):
             raise TrainingError("the loss became nan")
         return {**result(0, 0.5, 0.4), "seconds": 1.0}
 
-    monkeypatch.setattr(run, "work", fail)
-    said: list[str] = []
-    plan = simple_plan("resnet10t", ["relu", "silu", "sparta"], "digits", 2, SMALL)
+    monkeypatch.setattr(job_pool, "run_job", fail)
+    lines: list[str] = []
+    plan = plan_from_options("resnet10t", ["relu", "silu", "sparta"], "digits", 2, SMALL)
     with pytest.raises(TrainingError, match=r"(?s)2 of 6 runs failed.*silu/seed-0: the loss became nan"):
-        run.compare(plan, tmp_path, jobs=1, device="cpu", say=said.append)
-    assert len([line for line in said if "robust 40.0%" in line]) == 4
+        compare(plan, tmp_path, jobs=1, device="cpu", say=lines.append)
+    assert len([line for line in lines if "robust 40.0%" in line]) == 4
 
 
-def test_rates_are_chosen_by_validation_with_a_seed_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rates_are_chosen_with_another_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[str, int, float]] = []
 
     def fake(job: Job) -> dict[str, Any]:
@@ -148,17 +147,17 @@ def test_rates_are_chosen_by_validation_with_a_seed_of_their_own(
         best = 0.05 if name.endswith("relu") else 0.2
         return {**result(seed, 0.5, 0.4), "seconds": 1.0, "val": {"robust_accuracy": 1 - abs(lr - best)}}
 
-    monkeypatch.setattr(run, "work", fake)
-    plan = simple_plan("resnet10t", ["relu", "silu"], "digits", 2, SMALL, rates=[0.5, 1, 2])
-    found = run.compare(plan, tmp_path, jobs=1, device="cpu")
-    assert [arm.rate for arm in found.arms] == [0.5, 2]
+    monkeypatch.setattr(job_pool, "run_job", fake)
+    plan = plan_from_options("resnet10t", ["relu", "silu"], "digits", 2, SMALL, rates=[0.5, 1, 2])
+    comparison = compare(plan, tmp_path, jobs=1, device="cpu")
+    assert [arm.rate for arm in comparison.arms] == [0.5, 2]
     chosen = {(name, seed, lr) for name, seed, lr in done if seed < 2}
     assert chosen == {(f"resnet10t_{a}", s, lr) for a, lr in (("relu", 0.05), ("silu", 0.2)) for s in (0, 1)}
     assert {seed for _, seed, _ in done} == {0, 1, 2}
 
 
 def run_job_and_stop(file: Path) -> None:
-    """Run a job, and send SIGTERM to this process at the 5th training step."""
+    """Run a job, and send SIGTERM to this process in the fifth step."""
     original, steps = TrainStep.__call__, iter(range(1, 10**6))
 
     def step(self: TrainStep, *args: Any, **options: Any) -> Any:
@@ -170,60 +169,58 @@ def run_job_and_stop(file: Path) -> None:
     sys.exit(main(str(file)))
 
 
-def test_a_process_that_is_told_to_stop_saves_its_state(tmp_path: Path) -> None:
+def test_sigterm_saves_the_state(tmp_path: Path) -> None:
     job = Job(tmp_path / "seed-0", to_tables(tiny_recipe(**SMALL)), "cpu", attack=False)
     (tmp_path / "job.json").write_text(json.dumps({**vars(job), "folder": str(job.folder)}))
     ended = processes.run(run_job_and_stop, tmp_path / "job.json")
     assert ended.returncode == 1
     assert "epoch 1, step 5" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert job.result() is None
-    assert work(job)["seed"] == 0
-    assert job.result() is not None
+    assert job.stored_result() is None
+    assert run_job(job)["seed"] == 0
+    assert job.stored_result() is not None
 
 
-def test_an_interruption_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second job waits for a signal for ever; the first, done already, is where Ctrl-C comes."""
+def test_interruption_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes when the first job, which is done already, is reported; the second waits for a signal."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    monkeypatch.setattr(run, "PROCESS", f"import signal; open({str(fifo)!r}, 'w').close(); signal.pause()")
+    wait = f"import signal; open({str(fifo)!r}, 'w').close(); signal.pause()"
+    monkeypatch.setattr(job_pool, "PROCESS", wait)
     first, second = (Job(tmp_path / name, to_tables(tiny_recipe()), "cpu") for name in ("first", "second"))
     first.result_file.write_text(json.dumps({**result(0, 0.5, 0.4), "recipe": first.recipe}))
 
     def say(line: str) -> None:
-        if "was there already" in line:
-            fifo.read_bytes()  # returns when the other process is there
+        if "already done" in line:
+            fifo.read_bytes()  # returns when the other process has started
             raise KeyboardInterrupt
 
-    pool = run.Pool(2, "cpu", say)
+    pool = JobPool(2, "cpu", say)
     with pytest.raises(KeyboardInterrupt):
         pool.run([first, second])
     assert not pool.running
 
 
-def test_the_terminals_ctrl_c_is_not_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are asked to stop once, by the process that started them; a second time would interrupt."""
-    monkeypatch.setattr(run, "PROCESS", "import os, sys; sys.exit(str(os.getpgid(0)))")
+def test_jobs_have_their_own_process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the terminal must not reach them: the second signal to a job ends it without saving."""
+    monkeypatch.setattr(job_pool, "PROCESS", "import os, sys; sys.exit(str(os.getpgid(0)))")
     job = Job(tmp_path / "job", to_tables(tiny_recipe()), "cpu")
-    with pytest.raises(TrainingError) as said:
-        run.Pool(2, "cpu", lambda line: None)._do(job)
-    assert int(str(said.value)) != os.getpgid(0)
+    with pytest.raises(TrainingError) as error:
+        JobPool(2, "cpu", lambda line: None)._run(job)
+    assert int(str(error.value)) != os.getpgid(0)
 
 
-def test_what_an_earlier_release_measured_is_kept(tmp_path: Path) -> None:
-    """Its recipes lack what has come since; another value of anything makes it another run."""
+def test_result_of_an_earlier_release(tmp_path: Path) -> None:
+    """Its recipe lacks newer settings; a recipe with another value is another job."""
     recipe = to_tables(tiny_recipe())
     job = Job(tmp_path / "seed-0", recipe, "cpu")
     earlier = json.loads(json.dumps(recipe))
     del earlier["train"]["fused"]
     job.result_file.write_text(json.dumps({**result(0, 0.5, 0.4), "recipe": earlier}))
-    assert job.result() is not None
-    for other in ({**earlier, "train": {**earlier["train"], "lr": 0.3}}, {"of": "another age"}, None):
+    assert job.stored_result() is not None
+    for other in ({**earlier, "train": {**earlier["train"], "lr": 0.3}}, {"unknown": "section"}, None):
         job.result_file.write_text(json.dumps({"recipe": other}))
-        assert job.result() is None
-
-
-# --- the report ---
+        assert job.stored_result() is None
 
 
 def result(seed: int, clean: float, robust: float) -> dict[str, Any]:
@@ -232,15 +229,14 @@ def result(seed: int, clean: float, robust: float) -> dict[str, Any]:
 
 def comparison(*arms: tuple[str, list[float]]) -> Comparison:
     return Comparison([
-        ArmResult(name, 1.0, [SeedResult.of(result(i, 0.9, r)) for i, r in enumerate(robust)])
+        ArmResult(name, 1.0, [SeedResult.from_job(result(i, 0.9, r)) for i, r in enumerate(robust)])
         for name, robust in arms
     ])  # fmt: skip
 
 
-def test_the_report_says_what_was_found(tmp_path: Path) -> None:
+def test_report_files(tmp_path: Path) -> None:
     values = {"relu": [0.50, 0.52, 0.51], "sparta": [0.55, 0.58, 0.55], "none": [0.50, 0.52, 0.51]}
-    found = comparison(*values.items())
-    found.write(tmp_path)
+    comparison(*values.items()).write(tmp_path)
     summary = json.loads((tmp_path / "results.json").read_text())["summary"]["robust_accuracy"]
     assert summary["sparta"]["mean"] == pytest.approx(0.56)
     assert summary["sparta"]["difference"]["mean"] == pytest.approx(0.05)
@@ -272,7 +268,7 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
 )
 def test_bad_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], words: str) -> None:
     monkeypatch.chdir(tmp_path)
-    found = CliRunner().invoke(cli, ["compare", *args])
-    assert found.exit_code == 2, found.output
-    assert words in found.stderr
+    result = CliRunner().invoke(cli, ["compare", *args])
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Paired statistics against hand-computed values and an enumeration of every sign."""
+"""Paired statistics against values computed by hand and by enumeration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from robust_export.comparison.statistics import holm, mean_sd, paired
 
-OURS, THEIRS = [0.62, 0.60, 0.66, 0.61, 0.65], [0.58, 0.59, 0.60, 0.61, 0.58]
+ARM, REFERENCE = [0.62, 0.60, 0.66, 0.61, 0.65], [0.58, 0.59, 0.60, 0.61, 0.58]
 
 
 def test_mean_and_deviation() -> None:
@@ -18,36 +18,36 @@ def test_mean_and_deviation() -> None:
     assert sd == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
 
 
-def test_the_interval_is_students() -> None:
-    found = paired(OURS, THEIRS)
-    d = [a - b for a, b in zip(OURS, THEIRS, strict=True)]
+def test_student_interval() -> None:
+    difference = paired(ARM, REFERENCE)
+    d = [a - b for a, b in zip(ARM, REFERENCE, strict=True)]
     mean = sum(d) / 5
     sd = math.sqrt(sum((x - mean) ** 2 for x in d) / 4)
-    reach = 2.776445105 * sd / math.sqrt(5)  # Student's t, 4 degrees of freedom, 97.5 %
-    assert found.mean == pytest.approx(mean)
-    assert found.ci95 == pytest.approx((mean - reach, mean + reach), abs=1e-8)
+    half_width = 2.776445105 * sd / math.sqrt(5)  # Student's t, 4 degrees of freedom, 97.5 %
+    assert difference.mean == pytest.approx(mean)
+    assert difference.ci95 == pytest.approx((mean - half_width, mean + half_width), abs=1e-8)
 
 
-def test_the_t_test_agrees_with_its_interval() -> None:
-    """p is below 0.05 just where the interval leaves out 0."""
+def test_t_test_agrees_with_the_interval() -> None:
+    """p is below 0.05 if and only if the interval does not contain 0."""
     for shift in (0.0, 0.01, 0.02, 0.05):
-        found = paired([x + shift - 0.03 for x in OURS], THEIRS)
-        assert found.p_t is not None
-        assert (found.p_t < 0.05) == (found.ci95[0] > 0 or found.ci95[1] < 0)
+        difference = paired([x + shift - 0.03 for x in ARM], REFERENCE)
+        assert difference.p_t is not None
+        assert (difference.p_t < 0.05) == (difference.ci95[0] > 0 or difference.ci95[1] < 0)
 
 
-@pytest.mark.parametrize("ours", [OURS, [0.60, 0.55, 0.63, 0.60, 0.59], [0.7] * 5])
-def test_the_sign_test_counts_every_sign(ours: list[float]) -> None:
-    d = [a - b for a, b in zip(ours, THEIRS, strict=True)]
+@pytest.mark.parametrize("arm", [ARM, [0.60, 0.55, 0.63, 0.60, 0.59], [0.7] * 5])
+def test_sign_flip_test_enumerates_signs(arm: list[float]) -> None:
+    d = [a - b for a, b in zip(arm, REFERENCE, strict=True)]
     sums = [
         sum(s * x for s, x in zip(signs, d, strict=True)) for signs in itertools.product((1, -1), repeat=5)
     ]
     at_least = sum(abs(total) >= abs(sum(d)) - 1e-12 for total in sums) / len(sums)
-    assert paired(ours, THEIRS).p_signs == pytest.approx(at_least)
+    assert paired(arm, REFERENCE).p_signs == pytest.approx(at_least)
 
 
-def test_differences_that_do_not_vary() -> None:
-    same = paired(THEIRS, THEIRS)
+def test_equal_differences() -> None:
+    same = paired(REFERENCE, REFERENCE)
     assert (same.mean, same.ci95, same.p_t, same.p_signs) == (0.0, (0.0, 0.0), None, 1.0)
     assert paired([0.5, 0.75], [0.25, 0.5]).p_t is None
 

@@ -1,1 +1,1 @@
-"""Comparing activations over seeds: what is trained (plan), how it is run, and what the numbers say."""
+"""Comparison of activations over seeds: the plan, its execution, statistics and the report."""

@@ -1,4 +1,4 @@
-"""One run of a comparison: train, then AutoAttack on the test split; here, or in a process of its own."""
+"""One job of a comparison: train a network, then attack it with AutoAttack on the test split."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from robust_export.utils.work_items import WorkItems
 
 @dataclass(frozen=True)
 class Job:
-    """A network to train in a folder; the result of its attacks goes to `<folder>.json`.
+    """A network to train in a folder. Its result is written to `<folder>.json`.
 
     Attributes:
-        attack: whether its robust accuracy is wanted; a source of gates is only trained.
+        attack: whether to measure its robust accuracy; the source of a transfer is only trained.
     """
 
     folder: Path
@@ -48,45 +48,46 @@ class Job:
     def result_file(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.json")
 
-    def result(self) -> dict[str, Any] | None:
-        """Return what was measured already, None where that is not finished or of another recipe."""
+    def stored_result(self) -> dict[str, Any] | None:
+        """Return the stored result; None if there is none, or if it is of another recipe."""
         try:
-            found: dict[str, Any] = json.loads(self.result_file.read_text("utf-8"))
-            theirs = parse(found["recipe"], str(self.result_file))  # of an earlier release: with less in it
+            result: dict[str, Any] = json.loads(self.result_file.read_text("utf-8"))
+            # parsed, because a recipe that an earlier release stored lacks newer settings
+            recipe = parse(result["recipe"], str(self.result_file))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RobustExportError):
             return None
-        return found if theirs == parse(self.recipe, str(self.folder)) else None
+        return result if recipe == parse(self.recipe, str(self.folder)) else None
 
 
-def work(
+def run_job(
     job: Job, stop: StopRequest | None = None, on_step: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Train and attack, going on where it was interrupted; return and keep the result.
+    """Train and attack, resuming an interrupted job; store and return the result.
 
-    "robust_accuracy" is from AutoAttack with the recipe's [verify] budgets on its test images, never from the
-    attack that training uses. On the CPU it computes with one thread, so that the result does not depend on
-    how many runs go on beside it.
+    "robust_accuracy" is measured by AutoAttack with the recipe's [verify] budgets, not by the attack that
+    training uses. On the CPU the job uses one thread, so that its result does not depend on the number of
+    jobs that run at the same time.
     """
-    if (known := job.result()) is not None:
-        return known
+    if (stored := job.stored_result()) is not None:
+        return stored
     started = time.monotonic()
     with one_thread():
         bundle = train(
             parse(job.recipe, str(job.folder)), job.folder, resume=True, device=job.device, stop=stop,
             on_step=lambda *_: on_step(),
         )  # fmt: skip
-        facts = bundle.manifest["provenance"]
+        provenance = bundle.manifest["provenance"]
         result: dict[str, Any] = {
-            "recipe": to_tables(bundle.recipe()), "seed": facts["seed"], "val": facts["val"],
-            "best_epoch": facts["best_epoch"], "stopped": facts.get("stopped"),
-            "sparta_from": facts.get("sparta_from"), "data": facts["data"],
+            "recipe": to_tables(bundle.recipe()), "seed": provenance["seed"], "val": provenance["val"],
+            "best_epoch": provenance["best_epoch"], "stopped": provenance.get("stopped"),
+            "sparta_from": provenance.get("sparta_from"), "data": provenance["data"],
             "weights_sha256": bundle.manifest["files"]["weights.safetensors"]["sha256"],
         }  # fmt: skip
         if job.attack:
             result |= _attack(bundle, job)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_json(job.result_file, result)
-    shutil.rmtree(job.folder / FOLDER, ignore_errors=True)  # of training: what is finished needs it no more
+    shutil.rmtree(job.folder / FOLDER, ignore_errors=True)  # only needed to resume
     return result
 
 
@@ -96,22 +97,22 @@ def _attack(bundle: Bundle, job: Job) -> dict[str, Any]:
     images = load_dataset(recipe.data.name, "test", spec.image_size, spec.in_chans, recipe.data.dir)
     pixels, labels = images.batch(range(min(settings.samples or len(images), len(images))))
     weights = bundle.manifest["files"]["weights.safetensors"]["sha256"]
-    units = WorkItems(bundle.path / "checkpoints" / f"compare-{weights[:16]}")
-    found = autoattack(
+    work_items = WorkItems(bundle.path / "checkpoints" / f"compare-{weights[:16]}")
+    attacked = autoattack(
         load(bundle).to(device).requires_grad_(False), pixels.to(device), labels.to(device),
-        bundle.threat, settings, work_items=units,
+        bundle.threat, settings, work_items=work_items,
     )  # fmt: skip
-    broken = Counter(found.broken_by)
+    broken_by = Counter(attacked.broken_by)
     n = len(labels)
     return {
-        "samples": n, "clean_accuracy": 1 - broken["clean"] / n, "robust_accuracy": broken[""] / n,
-        "attacks": found.accuracy, "flags": found.flags,
+        "samples": n, "clean_accuracy": 1 - broken_by["clean"] / n, "robust_accuracy": broken_by[""] / n,
+        "attacks": attacked.accuracy, "flags": attacked.flags,
     }  # fmt: skip
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread within."""
+    """Use one thread for torch within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -121,24 +122,28 @@ def one_thread() -> Iterator[None]:
 
 
 def main(job_file: str) -> int:
-    """Run the job of a file; a signal lets the step finish and saves the state."""
+    """Run the job that a JSON file describes; return the exit code.
+
+    SIGTERM and SIGINT, and the end of the parent process, stop the training after the current step and save
+    its state. Without a parent, another comparison may start the same job.
+    """
     stop, parent = StopRequest(), os.getppid()
 
-    def watch_parent() -> None:
-        """StopRequest where the process that started this one is gone: another may start the same run."""
+    def stop_without_parent() -> None:
         if os.getppid() != parent:
             stop.requested = True
 
-    def ask(*_: object) -> None:
+    def handle_signal(*_: object) -> None:
         if stop.requested or not stop.observed:
             raise KeyboardInterrupt
         stop.requested = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    job = json.loads(Path(job_file).read_text("utf-8"))
+        signal.signal(number, handle_signal)
+    table = json.loads(Path(job_file).read_text("utf-8"))
     try:
-        work(Job(Path(job["folder"]), job["recipe"], job["device"], job["attack"]), stop, watch_parent)
+        job = Job(Path(table["folder"]), table["recipe"], table["device"], table["attack"])
+        run_job(job, stop, stop_without_parent)
     except RobustExportError as error:
         print(error, file=sys.stderr)
         return error.exit_code

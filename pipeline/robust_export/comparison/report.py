@@ -1,4 +1,4 @@
-"""What a comparison found: every seed's accuracies, tables of them, and a plot."""
+"""Results of a comparison: accuracies of all seeds, as JSON, Markdown, CSV, a table and a plot."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ METRICS = ("clean_accuracy", "robust_accuracy")
 
 @dataclass(frozen=True)
 class SeedResult:
-    """One network: accuracies on the test images, robust under AutoAttack."""
+    """Accuracies of one network on the test images; robust accuracy is under AutoAttack.
+
+    Attributes:
+        facts: attacks, val, best_epoch, weights_sha256, sparta_from, recipe, ...
+    """
 
     seed: int
     clean_accuracy: float
     robust_accuracy: float
     samples: int
-    facts: dict[str, Any]  # attacks, val, best_epoch, weights_sha256, sparta_from, recipe, ...
+    facts: dict[str, Any]
 
     @classmethod
-    def of(cls, result: dict[str, Any]) -> SeedResult:
-        """Return it from what `work` returned."""
+    def from_job(cls, result: dict[str, Any]) -> SeedResult:
+        """Return the result of a job that `run_job` returned."""
         own = ("seed", *METRICS, "samples")
         facts = {key: value for key, value in result.items() if key not in own}
         return cls(**{key: result[key] for key in own}, facts=facts)
@@ -42,7 +46,7 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """An arm's networks, in the order of their seeds, and the multiple of train.lr that it was given."""
+    """Results of an arm in the order of seeds, and its multiple of train.lr."""
 
     name: str
     rate: float
@@ -54,18 +58,18 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms over the same seeds; the first is the reference of all differences."""
+    """Results of all arms over the same seeds; differences are from the first."""
 
     arms: list[ArmResult]
 
     def differences(self, metric: str) -> dict[str, Difference]:
-        """Return every other arm's difference from the reference, with p-values corrected by Holm."""
+        """Return the difference of every other arm from the first, with p-values corrected by Holm."""
         first, *others = self.arms
-        found = [paired(arm.values(metric), first.values(metric)) for arm in others]
-        corrected = holm([difference.p_t for difference in found])
+        differences = [paired(arm.values(metric), first.values(metric)) for arm in others]
+        corrected = holm([difference.p_t for difference in differences])
         return {
             arm.name: replace(difference, p_holm=p)
-            for arm, difference, p in zip(others, found, corrected, strict=True)
+            for arm, difference, p in zip(others, differences, corrected, strict=True)
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,16 +93,15 @@ class Comparison:
         }  # fmt: skip
 
     def rows(self) -> list[list[str]]:
-        """Return the table's lines: name, rate, clean, robust, difference, interval and p-values."""
+        """Return the rows of the table, in the columns HEAD."""
         differences, rows = self.differences("robust_accuracy"), []
         for arm in self.arms:
             clean, robust = (_percent(*mean_sd(arm.values(metric))) for metric in METRICS)
-            found = differences.get(arm.name)
-            rows.append([arm.name, f"{arm.rate:g}", clean, robust, *_cells(found)])
+            rows.append([arm.name, f"{arm.rate:g}", clean, robust, *_cells(differences.get(arm.name))])
         return rows
 
     def table(self) -> Table:
-        """Return what the terminal shows."""
+        """Return the table for the terminal."""
         seeds = len(self.arms[0].seeds)
         table = Table(title=f"AutoAttack on {self.arms[0].seeds[0].samples} images, {seeds} seeds")
         for index, name in enumerate(HEAD):
@@ -135,21 +138,21 @@ class Comparison:
         return text.getvalue()
 
     def _plot(self) -> bytes:
-        """Draw every seed's robust accuracy, and each arm's mean with its 95 % interval, as a PNG."""
+        """Return a PNG of the robust accuracy of every seed, and of the mean with its 95 % interval."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure((7, 0.5 * len(self.arms) + 1.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        for place, arm in enumerate(reversed(self.arms)):
+        for row, arm in enumerate(reversed(self.arms)):
             values = [100 * value for value in arm.values("robust_accuracy")]
             zero = paired(values, [0.0] * len(values))
-            axes.plot(values, [place] * len(values), "o", color="0.6", markersize=4)
-            reach = zero.ci95[1] - zero.mean
-            axes.errorbar(zero.mean, place, xerr=reach, fmt="s", color="C0", capsize=3)
+            axes.plot(values, [row] * len(values), "o", color="0.6", markersize=4)
+            half_width = zero.ci95[1] - zero.mean
+            axes.errorbar(zero.mean, row, xerr=half_width, fmt="s", color="C0", capsize=3)
         axes.set_yticks(range(len(self.arms)), [arm.name for arm in reversed(self.arms)])
-        figure.supxlabel(  # of the figure, whose width long names of arms do not take from it
+        figure.supxlabel(  # centred on the figure: long arm names make the axes narrow
             "robust accuracy under AutoAttack, %: seeds, mean and its 95 % interval", fontsize="medium"
         )
         axes.grid(axis="x", alpha=0.3)
@@ -161,12 +164,14 @@ class Comparison:
 HEAD = ["arm", "lr x", "clean %", "robust %", "difference", "95 % interval", "p (t)", "p (Holm)", "p (signs)"]
 
 
-def _cells(found: Difference | None) -> list[str]:
-    if found is None:
+def _cells(difference: Difference | None) -> list[str]:
+    if difference is None:
         return [""] * 5
-    low, high = found.ci95
-    p_values = ["-" if p is None else f"{p:.3g}" for p in (found.p_t, found.p_holm, found.p_signs)]
-    return [f"{100 * found.mean:+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}]", *p_values]
+    low, high = difference.ci95
+    p_values = [
+        "-" if p is None else f"{p:.3g}" for p in (difference.p_t, difference.p_holm, difference.p_signs)
+    ]
+    return [f"{100 * difference.mean:+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}]", *p_values]
 
 
 def _percent(mean: float, sd: float) -> str:

@@ -1,4 +1,4 @@
-"""Paired statistics over seeds: how large a difference is, and how sure that it is one."""
+"""Paired statistics over seeds: differences of two arms, their intervals and p-values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm minus the reference, over the same seeds.
+    """Accuracy of an arm minus that of the reference arm, over the same seeds.
 
     Attributes:
-        mean: of the differences; `ci95`: Student's interval of it.
-        p_t: of a paired t-test, two-sided; None where the differences do not vary at all.
-        p_signs: of the sign-flip permutation test, two-sided: exact up to 16 seeds, at least 2 / 2^n with n.
-        p_holm: p_t corrected by Holm's method for all arms that are compared; set by `holm`.
+        mean: mean difference; `ci95`: its Student interval.
+        p_t: p-value of the paired t-test, two-sided; None if all differences are equal.
+        p_signs: p-value of the sign-flip permutation test, two-sided; exact up to 16 seeds, at least 2 / 2^n
+            for n seeds.
+        p_holm: p_t corrected for the number of arms by `holm`.
     """
 
     mean: float
@@ -39,22 +40,20 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
     """Compare two arms seed by seed; both have the same two or more seeds, in the same order."""
     differences = np.asarray(values, float) - np.asarray(reference, float)
     n, mean, sd = len(differences), float(differences.mean()), float(differences.std(ddof=1))
-    reach = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
+    half_width = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
     varies = sd > 1e-12
     signs = permutation_test(
         (differences,), lambda d, axis: np.mean(d, axis=axis), permutation_type="samples", vectorized=True,
         n_resamples=100_000, rng=np.random.default_rng(0),
     )  # fmt: skip
-    return Difference(
-        mean, (mean - reach, mean + reach), float(ttest_rel(values, reference).pvalue) if varies else None,
-        float(signs.pvalue),
-    )  # fmt: skip
+    p_t = float(ttest_rel(values, reference).pvalue) if varies else None
+    return Difference(mean, (mean - half_width, mean + half_width), p_t, float(signs.pvalue))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return the p-values corrected for their number (Holm, Scand. J. Statist. 6, 1979).
+    """Return p-values corrected for their number (Holm, Scand. J. Statist. 6, 1979); None stays None.
 
-    The i-th smallest of m is multiplied by m - i + 1, and none is smaller than the one before it. None stays.
+    The i-th smallest of m is multiplied by m - i + 1, and raised to the previous one if it is smaller.
     """
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)

@@ -82,7 +82,7 @@ def compare(
             "--transfer-from": transfer_from or None,
         })  # fmt: skip
     with interruptible(f"the comparison was interrupted; the same command does the remaining runs ({out})"):
-        from robust_export.comparison.plan import load_plan, simple_plan
+        from robust_export.comparison.plan import load_plan, plan_from_options
         from robust_export.comparison.runner import compare as run_comparison
         from robust_export.recipe.recipe_file import load_recipe, merge
 
@@ -92,7 +92,7 @@ def compare(
         if data_dir is not None:
             overrides["data"] = {"dir": data_dir}
         tables = merge(load_recipe(recipe) if recipe else {}, overrides)
-        complete = load_plan(plan, seeds, tables) if plan else simple_plan(
+        complete = load_plan(plan, seeds, tables) if plan else plan_from_options(
             backbone or "r18", split_commas(activations or "relu,silu,sparta"), dataset or "digits",
             5 if seeds is None else seeds, tables, transfer_from, _parse_rates(rates or "1"),
         )  # fmt: skip
