@@ -40,10 +40,10 @@ class Classifier:
 EXPORTED: dict[tuple[bool, int], bytes] = {}  # the network and its ReLU variant, by opset: exporting is slow
 
 
-def exported(network: nn.Module, *plane: int, opset: int) -> onnx.ModelProto:
+def exported(network: nn.Module, *shape: int, opset: int) -> onnx.ModelProto:
     key = (any(isinstance(module, Sparta) for module in network.modules()), opset)
     if key not in EXPORTED:
-        EXPORTED[key] = to_onnx(network, *plane, opset=opset).SerializeToString()
+        EXPORTED[key] = to_onnx(network, *shape, opset=opset).SerializeToString()
     return onnx.load_from_string(EXPORTED[key])
 
 
