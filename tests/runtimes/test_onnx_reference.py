@@ -153,14 +153,14 @@ def run(operator: Any, *inputs: Any, **attributes: Any) -> Any:
 
 
 def test_precision_is_read_from_the_graph(trained: Path, halves: dict[str, Path]) -> None:
-    wide = onnx.load(trained / "model.onnx")
-    wide.metadata_props.add(key="robust_export.precision", value='"int8"')
-    assert model_precision(wide) == "fp32"
+    model = onnx.load(trained / "model.onnx")
+    model.metadata_props.add(key="robust_export.precision", value='"int8"')
+    assert model_precision(model) == "fp32"
     for name, file in halves.items():
         assert model_precision(onnx.load(file)) == name
         assert ReferenceClassifier(file).precision == name
-    wide.graph.node.add(op_type="DequantizeLinear")
-    assert model_precision(wide) == "int8"
+    model.graph.node.add(op_type="DequantizeLinear")
+    assert model_precision(model) == "int8"
 
 
 @pytest.mark.skipif(not X86, reason="other processors may have half precision")

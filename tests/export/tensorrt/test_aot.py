@@ -196,11 +196,11 @@ def test_nhwc8_kernels(variant: Variant, library: ctypes.CDLL, dtype: DataType, 
 @pytest.mark.parametrize("dtype", DataType, ids=lambda d: d.name)
 @pytest.mark.parametrize(("k", "add"), [(1, False), (3, True), (5, False), (7, True)])
 def test_formats(variant: Variant, dtype: DataType, k: int, add: bool) -> None:
-    plane, weight, bias = (TensorDesc(s, dtype) for s in ((-1, 8, 4, 4), (8, 1, k, k), (8,)))
+    feature_map, weight, bias = (TensorDesc(s, dtype) for s in ((-1, 8, 4, 4), (8, 1, k, k), (8,)))
     plugin = variant.trt.plugins["sparta::SpartaAdd" if add else "sparta::Sparta"]
-    inputs = [*[plane] * (1 + add), weight, bias]
-    assert plugin["register"](*inputs) == plane
-    found = plugin["autotune"](*inputs, (plane,))
+    inputs = [*[feature_map] * (1 + add), weight, bias]
+    assert plugin["register"](*inputs) == feature_map
+    found = plugin["autotune"](*inputs, (feature_map,))
     word = {"FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16"}[dtype.name]
     layouts = [["LINEAR"] * (len(inputs) + 1)]
     if dtype is not DataType.FLOAT and k <= 3:

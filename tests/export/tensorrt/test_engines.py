@@ -210,23 +210,23 @@ def test_check_network(trained: Path, rtx: Variant) -> None:
 
 
 def test_wrong_precision_raises(precisions: Path, rtx: Variant, plugin: Path) -> None:
-    for precision, asked in (("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "int8")):
-        with pytest.raises(ArtifactError, match=f"in {precision} for .*; expected .* in {asked}"):
-            parse_network(read_graph(precisions / ONNX_FILES[precision]), asked, rtx)
+    for precision, requested in (("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "int8")):
+        with pytest.raises(ArtifactError, match=f"in {precision} for .*; expected .* in {requested}"):
+            parse_network(read_graph(precisions / ONNX_FILES[precision]), requested, rtx)
 
 
 def test_check_engine(trained: Path) -> None:
     graph = replace(read_graph(trained / "model.onnx"), sparta=("a", "b"))
     plugins: list[dict[str, Any]] = [{"Name": n, "LayerType": "PluginV3"} for n in "ab"]
     half = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}]}
-    wide = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}
+    single = {"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}
     check_engine([*plugins, half], graph, "fp16")
-    check_engine([*plugins, wide], graph, "fp32")
+    check_engine([*plugins, single], graph, "fp32")
     check_engine([*plugins, {"LayerType": "gemm"}], graph, "fp16")  # an inspector without types
     with pytest.raises(ArtifactError, match="has 1 plugin layers; expected 2"):
         check_engine([*plugins[:1], half], graph, "fp16")
     with pytest.raises(ArtifactError, match=r"no layer of the engine .* is in fp16"):
-        check_engine([*plugins, wide], graph, "fp16")
+        check_engine([*plugins, single], graph, "fp16")
 
 
 @pytest.mark.gpu

@@ -64,14 +64,14 @@ def test_function_body_is_inlined(precisions: Path, file: str) -> None:
 
 def test_int32_biases_become_float32(precisions: Path) -> None:
     model = onnx.load(precisions / "model.int8.onnx")
-    wide = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT32}
+    int32_names = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT32}
     expected = logits(model)
-    readers = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in wide]
+    readers = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in int32_names]
     assert readers
     before = len(model.graph.node)
     fold_integer_biases(model)
     assert len(model.graph.node) == before - len(readers)
-    assert not {i.name for i in model.graph.initializer} & wide
+    assert not {i.name for i in model.graph.initializer} & int32_names
     onnx.checker.check_model(model, full_check=True)
     np.testing.assert_allclose(logits(model), expected, atol=1e-5)
 
@@ -102,8 +102,8 @@ def without_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_additions_are_fused(trained: Path) -> None:
     path = trained / "model.onnx"
     before = onnx.load(path)
-    planes = {n.output[0] for n in before.graph.node if n.op_type == "Add"}
-    expected = sum(n.input[0] in planes for n in sparta_nodes(before))
+    sums = {n.output[0] for n in before.graph.node if n.op_type == "Add"}
+    expected = sum(n.input[0] in sums for n in sparta_nodes(before))
     assert expected > 0
     graph = read_graph(path, fuse_add=True)
     fused = [n for n in graph.model.graph.node if n.op_type == "SpartaAdd"]
@@ -136,7 +136,7 @@ def small(add: list[str], shape: str, outputs: str = "float[N, 4, 5, 5] y") -> o
         (small(["a", "b"], "[4, 5, 5]"), 0),
         (small(["a", "b"], "[N, 4, 5, 5]", "float[N, 4, 5, 5] y, float[N, 4, 5, 5] s"), 0),
     ],
-    ids=["planes", "twice the same", "broadcast", "unlike batch", "fewer dimensions", "read elsewhere"],
+    ids=["two maps", "one map twice", "broadcast", "other batch", "fewer dimensions", "read elsewhere"],
 )
 def test_which_additions_are_fused(model: onnx.ModelProto, expected: int) -> None:
     assert fuse_additions(model) == expected

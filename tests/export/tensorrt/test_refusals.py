@@ -73,7 +73,7 @@ def messages(
     trained: Path, rtx: Variant, plugin: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """The error for each corrupted file, or "built"."""
-    folder = tmp_path_factory.mktemp("spoilt")
+    folder = tmp_path_factory.mktemp("corrupted")
     for how in EXPECTED:
         model = onnx.load(trained / "model.onnx")
         corrupt(model, how)

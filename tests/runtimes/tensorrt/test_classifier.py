@@ -188,7 +188,7 @@ def other_gpu(machine: Machine, facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "error", "message"),
+    ("change", "error", "message"),
     [
         (
             other_version,
@@ -205,10 +205,10 @@ def other_gpu(machine: Machine, facts: dict[str, Any]) -> None:
     ],
 )
 def test_unusable_engine_raises(
-    machine: Machine, spoil: Callable[..., None], error: type[Exception], message: str
+    machine: Machine, change: Callable[..., None], error: type[Exception], message: str
 ) -> None:
     facts = dict(FACTS)
-    spoil(machine, facts)
+    change(machine, facts)
     content = facts.pop("content", b"a plan")
     machine.bundle.write({"model.sm89.engine": content}, "engine", **facts)
     with pytest.raises(error, match=message):
@@ -262,9 +262,8 @@ def test_on_a_gpu(bundle: Bundle, plugin: str, precision: str) -> None:
     export_bundle(bundle, precision=precision)
     [path] = export_engines(bundle, precision=precision, plugin=plugin)
     classifier = TensorRTClassifier(path)
-    plane = classifier.input_shape
     for count in (1, 32, 33, 300):
-        pixels = np.random.default_rng(count).random((count, *plane), dtype=np.float32)
+        pixels = np.random.default_rng(count).random((count, *classifier.input_shape), dtype=np.float32)
         expected = load(bundle)(torch.from_numpy(pixels)).detach().numpy()
         bound = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.15}[precision] * np.abs(expected).max()
         np.testing.assert_allclose(classifier(pixels), expected, atol=bound)

@@ -146,7 +146,7 @@ class Network:
                 f"{self.variant.title} builds no engine of {self.graph.source}: "
                 f"{self.variant.logged_errors()}"
             )
-        if cache is not None and options.timing_cache:  # TensorRT uses `cache` until here
+        if cache is not None and options.timing_cache:  # `cache` must live until the build is done
             write_atomically(options.timing_cache, bytes(config.get_timing_cache().serialize()))
         return bytes(plan)
 
