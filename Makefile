@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := .venv-tools
 PORTABLE := tests/test_architecture.py tests/test_project.py tests/cli tests/nn/test_sparta.py \
-	tests/export/test_exporter.py tests/runtimes/test_onnxruntime.py tests/serving/test_served.py  # for test-python
+	tests/export/test_exporter.py tests/runtimes/test_onnxruntime.py tests/serving/test_inference.py  # for test-python
 LOCK := $(TOOLS)/bin/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 	--no-emit-index-url --custom-compile-command 'make lock' $(UPGRADE)
 KERNELS := $(wildcard plugins/CMakeLists.txt plugins/core/* plugins/onnxruntime/* plugins/tensorrt/* plugins/training/*)
