@@ -79,9 +79,9 @@ class Image:
 
 
 def tool(name: str) -> str:
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    assert found, name
-    return found
+    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    assert path, name
+    return path
 
 
 def check_machine() -> None:
@@ -104,9 +104,9 @@ def buildah(*words: str | Path, quiet: bool = True) -> str:
 
 def base_image() -> str:
     """Return the base image of the target `cpu`; make it by debootstrap if it does not exist."""
-    found = re.search(r"^ARG DEBIAN=(\S+):12\S*$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert found, "the base image is not Debian 12"
-    name = found[0].removeprefix("ARG DEBIAN=")
+    match = re.search(r"^ARG DEBIAN=(\S+):12\S*$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert match, "the base image is not Debian 12"
+    name = match[0].removeprefix("ARG DEBIAN=")
     if subprocess.run(["buildah", "inspect", "--type=image", name], capture_output=True).returncode == 0:
         return name
     with tempfile.TemporaryDirectory() as folder:

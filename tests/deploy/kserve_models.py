@@ -21,12 +21,12 @@ PLAIN = {"str": str, "int": int, "bool": bool, "object": object, "ResourceQuanti
 
 def check(kind: str, value: Any, where: str = "") -> None:
     """Raise TypeError or ValueError unless a value has a type, named as in the SDK."""
-    if found := re.fullmatch(r"list\[(.+)]", kind):
+    if match := re.fullmatch(r"list\[(.+)]", kind):
         for number, one in enumerate(_check_type(value, list, where)):
-            check(found[1], one, f"{where}[{number}]")
-    elif found := re.fullmatch(r"dict\(str, (.+)\)", kind):
+            check(match[1], one, f"{where}[{number}]")
+    elif match := re.fullmatch(r"dict\(str, (.+)\)", kind):
         for key, one in _check_type(value, dict, where).items():
-            check(found[1], one, f"{where}.{key}")
+            check(match[1], one, f"{where}.{key}")
     elif kind in PLAIN:
         _check_type(value, PLAIN[kind], where)
     else:

@@ -69,8 +69,8 @@ def test_copied_paths_exist_and_are_in_the_build_context() -> None:
         assert (ROOT / name).exists(), name
         assert any(name == one or name.startswith(f"{one}/") for one in allowed), name
     for line in LINES:
-        if found := re.search(r"COPY --from=(\S+)", line):
-            assert found[1] in read_stages()
+        if match := re.search(r"COPY --from=(\S+)", line):
+            assert match[1] in read_stages()
 
 
 @pytest.mark.parametrize("word", ["pypi", "index-url", "proxy", "trusted-host"])

@@ -19,9 +19,9 @@ async function readImage(file, [channels, size]) {
   context.drawImage(image, 0, 0);
   image.close();
   const rgba = context.getImageData(0, 0, width, height).data;
-  const planes = channels === 1 ? [toGrey(rgba)] : [0, 1, 2].map(c => channelOf(rgba, c));
+  const channelData = channels === 1 ? [toGrey(rgba)] : [0, 1, 2].map(c => channelOf(rgba, c));
   const pixels = new Uint8Array(channels * size * size);
-  planes.forEach((plane, c) => pixels.set(cropAndResize(plane, width, height, size), c * size * size));
+  channelData.forEach((channel, c) => pixels.set(cropAndResize(channel, width, height, size), c * size * size));
   return pixels;
 }
 
@@ -36,10 +36,10 @@ function toGrey(rgba) {
 // Crop the central square of one channel [H, W] and resize it to [S, S]. Equals Pillow's ImageOps.fit exactly where
 // Pillow resizes rows first too; some of its versions resize columns of tall images first, a difference of at most
 // 1 of 255.
-function cropAndResize(plane, width, height, size) {
-  if (width === size && height === size) return plane;
+function cropAndResize(channel, width, height, size) {
+  if (width === size && height === size) return channel;
   const side = Math.min(width, height), left = (width - side) / 2, top = (height - side) / 2;
-  const narrow = resizeRows(plane, width, height, filterWeights(width, left, side, size), width !== size || left !== 0);
+  const narrow = resizeRows(channel, width, height, filterWeights(width, left, side, size), width !== size || left !== 0);
   const columns = transpose(narrow, height, size);
   const square = resizeRows(columns, height, size, filterWeights(height, top, side, size), height !== size || top !== 0);
   return transpose(square, size, size);
@@ -61,22 +61,22 @@ function filterWeights(length, start, side, size) {
 }
 
 // Resize the rows of [R, W] to [R, S].
-function resizeRows(plane, width, rows, weights, needed) {
-  if (!needed) return plane;
+function resizeRows(channel, width, rows, weights, needed) {
+  if (!needed) return channel;
   const out = new Uint8Array(rows * weights.length);
   for (let row = 0; row < rows; row++) {
     weights.forEach(([first, weight], i) => {
       let sum = 2 ** (BITS - 1);
-      for (let k = 0; k < weight.length; k++) sum += plane[row * width + first + k] * weight[k];
+      for (let k = 0; k < weight.length; k++) sum += channel[row * width + first + k] * weight[k];
       out[row * weights.length + i] = Math.min(255, Math.floor(sum / 2 ** BITS));
     });
   }
   return out;
 }
 
-function transpose(plane, rows, columns) {
-  const out = new Uint8Array(plane.length);
-  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) out[c * rows + r] = plane[r * columns + c];
+function transpose(channel, rows, columns) {
+  const out = new Uint8Array(channel.length);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) out[c * rows + r] = channel[r * columns + c];
   return out;
 }
 
