@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -63,8 +66,17 @@ def run_command(command: list[str]) -> str:
     return result.stdout
 
 
-def cmake_build(name: str, options: dict[str, str], *targets: str) -> Path:
-    """Return a CMake build tree of plugins/ with options and targets (default: all), from the cache."""
+def cmake_build(
+    name: str, options: dict[str, str], *targets: str, files: Mapping[str, Path] = MappingProxyType({})
+) -> Path:
+    """Return a CMake build tree of plugins/, from the cache.
+
+    Args:
+        name: a prefix for the tree's name.
+        options: CMake variables.
+        targets: the targets to build.
+        files: files to copy into the tree, by their path in it.
+    """
     tools, source = tools_or_skip(), source_folder()
     options = {
         "SPARTA_TESTS": "ON",
@@ -78,10 +90,13 @@ def cmake_build(name: str, options: dict[str, str], *targets: str) -> Path:
 
     def build(folder: Path) -> None:
         run_command([tools.cmake, "-S", str(source), "-B", str(folder), *definitions])
-        selected = ["--target", *targets] if targets else []
-        run_command([tools.cmake, "--build", str(folder), "--parallel", str(os.cpu_count()), *selected])
+        parallel = ["--parallel", str(os.cpu_count())]
+        run_command([tools.cmake, "--build", str(folder), *parallel, "--target", *targets])
+        for path, file in files.items():
+            shutil.copy(file, folder / path)
 
-    return build_once(name, [*versions, *definitions, *targets, source, *headers], build)
+    inputs: list[str | Path] = [*versions, *definitions, *targets, *files, source, *headers, *files.values()]
+    return build_once(name, inputs, build)
 
 
 def ctest(tree: Path, subfolder: str = ".", *options: str) -> None:

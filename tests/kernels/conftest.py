@@ -1,4 +1,4 @@
-"""Machines that lack something, for the tests of building the kernels."""
+"""Fixtures that hide parts of the machine from the build of the kernels, or replace them by stand-ins."""
 
 from __future__ import annotations
 
@@ -6,56 +6,64 @@ from pathlib import Path
 
 import pytest
 
-from robust_export import kernels
-from robust_export.errors import BuildError
-from tests.kernels.stand_ins import CMAKE, ORT, TRT, headers, program, providers
+from robust_export.kernels.headers.onnxruntime import find_ort_headers
+from robust_export.kernels.paths import cache_folder
+from tests.kernels.compiling import tools_or_skip
+from tests.kernels.stand_ins import CMAKE, ORT, TRT, set_providers, write_program, write_trt_headers
 
 
 @pytest.fixture
 def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A C++ compiler that optimises nothing, for tests of building, not of what is built."""
-    try:
-        compiler = kernels.find_tools().compiler
-    except BuildError as error:
-        pytest.skip(str(error))
+    """Set CXX to a compiler without optimisation, for tests of the build and not of its result."""
     script = tmp_path / "quick-c++"
-    script.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
+    script.write_text(f'#!/bin/sh\nexec {tools_or_skip().compiler} "$@" -O0\n')
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
 
 
 @pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with an empty cache, no TensorRT, no GPU, and an nvcc that compiles nothing."""
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set an empty cache folder, and remove the variables that name libraries, headers and GPUs."""
     monkeypatch.setenv("ROBUST_EXPORT_CACHE", str(tmp_path / "cache"))
     for name in ("ORT_LIBRARY", "TRT_LIBRARY", "CUDA_ARCHS"):
         monkeypatch.delenv(f"ROBUST_EXPORT_{name}", raising=False)
     monkeypatch.delenv("TENSORRT_INCLUDE_DIR", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def ort_headers(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set ONNXRUNTIME_INCLUDE_DIR to the headers that `built` used, so that nothing is downloaded."""
+    folder = find_ort_headers(cache_folder() / "headers").path
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def bare_machine(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Hide TensorRT's headers and the GPUs, and set CUDACXX to an nvcc that compiles nothing."""
     monkeypatch.setattr("robust_export.kernels.headers.tensorrt.SYSTEM", ())
     monkeypatch.setattr("robust_export.kernels.headers.tensorrt.WHEEL", "no_such_wheel")
     monkeypatch.setattr("robust_export.kernels.toolchain._local_architectures", set)
-    monkeypatch.setenv("CUDACXX", str(program(tmp_path / "bin/nvcc", "compute_75", "compute_90")))
+    monkeypatch.setenv("CUDACXX", str(write_program(tmp_path / "bin/nvcc", "compute_75", "compute_90")))
     return tmp_path
 
 
 @pytest.fixture
-def source(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for the kernels' sources, which compile in no time; TensorRT's headers are there."""
-    try:
-        kernels.find_tools()
-    except BuildError as error:
-        pytest.skip(str(error))
-    folder = bare / "plugins"
+def stand_in_sources(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Replace the kernels' sources by stand-ins that compile at once; both runtimes' headers are found."""
+    tools_or_skip()
+    folder = bare_machine / "plugins"
     folder.mkdir()
     for name, text in {"CMakeLists.txt": CMAKE, "ort.cpp": ORT, "trt.cpp": TRT}.items():
         (folder / name).write_text(text)
     monkeypatch.setattr("robust_export.kernels.building.source_folder", lambda: folder)
     monkeypatch.setattr("robust_export.kernels.paths.source_digest", lambda: "standin")
-    api = bare / "onnxruntime"
+    api = bare_machine / "onnxruntime"
     api.mkdir()
     (api / "onnxruntime_cxx_api.h").touch()
     (api / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 18\n")
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(api))
-    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(headers(bare / "tensorrt", "10.0")))
-    providers(monkeypatch, cuda=True)
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(write_trt_headers(bare_machine / "tensorrt", "10.0")))
+    set_providers(monkeypatch, cuda=True)
     return folder

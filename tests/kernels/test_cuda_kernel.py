@@ -1,4 +1,4 @@
-"""Faults planted in the source of the CUDA kernels must be detected by plugins/tests/cuda_test.cpp.
+"""The CUDA kernels on the CPU under sanitizers (plugins/tests/cuda_test.cpp), with and without a fault.
 
 One program contains all faults; the environment variable PLANTED_FAULT selects one when it runs.
 """
@@ -94,8 +94,8 @@ def plant_faults(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """Return the test program with all faults, compiled with ASan and alignment checks."""
-    sanitizers = ["-fsanitize=address,alignment", "-fno-sanitize-recover=all"]
+    """Return the test program with all faults, compiled with AddressSanitizer and UBSan."""
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = kernels_on_cpu(*sanitizers, "-Wno-psabi", "-Wno-unknown-pragmas")
 
     def build(folder: Path) -> None:
@@ -108,9 +108,18 @@ def program() -> Path:
     return build_once("cuda-faults", inputs, build) / "cuda_test"
 
 
-@pytest.mark.parametrize("fault", ["none", *FAULTS])
-def test_planted_fault_is_detected(program: Path, fault: str) -> None:
-    number = list(FAULTS).index(fault) if fault in FAULTS else -1
+def run(program: Path, number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the test program with a planted fault; -1 for none."""
     environment = os.environ | {"PLANTED_FAULT": str(number)}
-    result = subprocess.run([program, "6"], env=environment, capture_output=True, check=False)
-    assert (result.returncode == 0) == (fault == "none")
+    command = [str(program), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_kernels_are_correct(program: Path) -> None:
+    result = run(program, -1)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_detected(program: Path, fault: str) -> None:
+    assert run(program, list(FAULTS).index(fault), "6").returncode != 0

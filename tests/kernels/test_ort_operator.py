@@ -1,4 +1,4 @@
-"""ai.sparta::Sparta as ONNX Runtime runs it, against the formula in float64."""
+"""The ONNX Runtime operators ai.sparta::Sparta and SpartaBlocked, against the formula in float64."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from robust_export.nn.sparta import sparta
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-UNIT = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def session(model: onnx.ModelProto, library: Path) -> Any:
+def create_session(model: onnx.ModelProto, library: Path) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 2
@@ -36,7 +36,7 @@ def one_node(
     weight: Array, bias: Array, *, dtype: str = "float32", constant: bool = True, rank: int = 4,
     types: tuple[str, str] | None = None,
 ) -> onnx.ModelProto:  # fmt: skip
-    """A model with one Sparta node, from float32 to float32 whatever its own type is."""
+    """Return a model with one Sparta node of a type, between casts from and to float32."""
     kinds = [TYPES[name] for name in (dtype, *(types or (dtype, dtype)))]
     info = helper.make_tensor_value_info
     inputs = [info("x", TensorProto.FLOAT, [None] * rank)]
@@ -71,7 +71,7 @@ def rounded(x: Array, dtype: str) -> torch.Tensor:
     k=st.sampled_from([1, 3, 5, 7]), dtype=st.sampled_from(list(TYPES)), constant=st.booleans(),
     seed=st.integers(0, 9),
 )  # fmt: skip
-def test_any_shape_agrees_with_float64(
+def test_random_shapes_agree_with_float64(
     built: Path, n: int, c: int, h: int, w: int, k: int, dtype: str, constant: bool, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
@@ -79,23 +79,23 @@ def test_any_shape_agrees_with_float64(
         random.normal(size=size).astype(np.float32) for size in ((n, c, h, w), (c, 1, k, k), (c,))
     )
     feeds = {"x": x} if constant else {"x": x, "w": weight, "b": bias}
-    found = session(one_node(weight, bias, dtype=dtype, constant=constant), built).run(None, feeds)[0]
+    y = create_session(one_node(weight, bias, dtype=dtype, constant=constant), built).run(None, feeds)[0]
     expected = sparta(*(rounded(value, dtype) for value in (x, weight, bias))).numpy()
-    assert found.shape == expected.shape
-    # Half a unit where the result is rounded, and float32's own error in the sum under the gate.
-    np.testing.assert_allclose(found, expected, rtol=UNIT[dtype] / 2 + 3e-5, atol=SMALLEST[dtype])
+    assert y.shape == expected.shape
+    # Half a unit in the last place of the result, and the float32 error of the preactivation.
+    np.testing.assert_allclose(y, expected, rtol=EPSILON[dtype] / 2 + 3e-5, atol=SMALLEST[dtype])
 
 
-def test_not_a_number_stays_one_and_spreads_to_its_neighbours(library: Path) -> None:
+def test_nan_and_infinity(library: Path) -> None:
     x = np.ones((1, 1, 7, 20), np.float32)
     x[0, 0, 3, 10] = np.nan
     x[0, 0, 0, 0] = np.inf
     model = one_node(np.full((1, 1, 3, 3), 0.1, np.float32), np.zeros(1, np.float32))
-    found = session(model, library).run(None, {"x": x})[0]
+    y = create_session(model, library).run(None, {"x": x})[0]
     nan = np.zeros_like(x, bool)
     nan[0, 0, 2:5, 9:12] = True
-    assert np.array_equal(np.isnan(found), nan)
-    assert found[0, 0, 0, 0] == np.inf
+    assert np.array_equal(np.isnan(y), nan)
+    assert y[0, 0, 0, 0] == np.inf
 
 
 def weights(c: int = 4, k: int = 3) -> tuple[Array, Array]:
@@ -103,7 +103,7 @@ def weights(c: int = 4, k: int = 3) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize(
-    ("weight", "bias", "x", "says"),
+    ("weight", "bias", "x", "message"),
     [
         (np.zeros((4, 1, 2, 2)), np.zeros(4), (1, 4, 5, 5), r"weight is \[4, 1, 2, 2\]; expected"),
         (np.zeros((4, 1, 9, 9)), np.zeros(4), (1, 4, 5, 5), r"k = 1, 3, 5 or 7"),
@@ -119,31 +119,31 @@ def weights(c: int = 4, k: int = 3) -> tuple[Array, Array]:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("constant", [True, False])
-def test_malformed_models_get_an_error_that_names_the_node(
-    library: Path, weight: Any, bias: Any, x: tuple[int, ...], says: str, constant: bool
+def test_invalid_model_error_names_the_node(
+    library: Path, weight: Any, bias: Any, x: tuple[int, ...], message: str, constant: bool
 ) -> None:
     weight, bias = weight.astype(np.float32), bias.astype(np.float32)
     model = one_node(weight, bias, constant=constant, rank=len(x))
     feeds = {"x": np.zeros(x, np.float32)} | ({} if constant else {"w": weight, "b": bias})
-    with pytest.raises(Exception, match=rf"(?s)the_node.*{says}"):
-        session(model, library).run(None, feeds)
+    with pytest.raises(Exception, match=rf"(?s)the_node.*{message}"):
+        create_session(model, library).run(None, feeds)
 
 
-def test_mixed_types_are_refused_by_name(library: Path) -> None:
+def test_mixed_types_raise(library: Path) -> None:
     model = one_node(*weights(), dtype="float32", types=("float16", "float32"))
     with pytest.raises(Exception, match=r"the_node|Sparta"):
-        session(model, library)
+        create_session(model, library)
 
 
-def test_sessions_in_threads_share_the_library(library: Path) -> None:
+def test_sessions_in_several_threads(library: Path) -> None:
     model = one_node(*(np.full_like(value, 0.3) for value in weights(20)))
     x = np.random.default_rng(0).normal(size=(2, 20, 16, 16)).astype(np.float32)
     results: list[Any] = []
 
     def work() -> None:
-        own = session(model, library)
+        session = create_session(model, library)
         for _ in range(5):
-            results.append(own.run(None, {"x": x})[0])
+            results.append(session.run(None, {"x": x})[0])
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -155,11 +155,11 @@ def test_sessions_in_threads_share_the_library(library: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [0, 1, 4, 12, 32])
-def test_a_block_that_is_none(library: Path, block: int) -> None:
+def test_invalid_block_raises(library: Path, block: int) -> None:
     model = one_node(*weights(16))
     node = next(n for n in model.graph.node if n.op_type == "Sparta")
     node.op_type = "SpartaBlocked"
     del node.attribute[:]
     node.attribute.append(helper.make_attribute("block", block))
     with pytest.raises(Exception, match=rf"the_node.*block is {block}; expected 8 or 16"):
-        session(model, library).run(None, {"x": np.zeros((1, 16, 2, 2), np.float32)})
+        create_session(model, library).run(None, {"x": np.zeros((1, 16, 2, 2), np.float32)})

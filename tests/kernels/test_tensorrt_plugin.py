@@ -41,18 +41,25 @@ def nvcc() -> str:
 
 
 def build(headers: Path, nvcc: str, sanitizers: str = "") -> Path:
-    """Return the build tree of the test programs and of the plugin for one architecture, from the cache."""
+    """Return the build tree of the test programs and of the plugin, from the cache.
+
+    Without sanitizers the plugin is the user's build if there is one. Otherwise it is compiled for one GPU.
+    """
+    library = None if sanitizers else trt_library()
     options = {
         "SPARTA_CUDA": "ON", "SPARTA_TRT_INCLUDE": str(headers), "SPARTA_SANITIZE": sanitizers,
         "CMAKE_CUDA_COMPILER": nvcc, "CMAKE_CUDA_ARCHITECTURES": "80",
     }  # fmt: skip
-    return cmake_build("tensorrt-sanitized" if sanitizers else "tensorrt", options, "sparta_trt", *PROGRAMS)
+    name = "tensorrt-sanitized" if sanitizers else "tensorrt"
+    if library is None:
+        return cmake_build(name, options, "sparta_trt", *PROGRAMS)
+    return cmake_build(name, options, *PROGRAMS, files={"tensorrt/libsparta_trt.so": library})
 
 
 @pytest.fixture(scope="module")
 def plugin(headers: Path, nvcc: str) -> Path:
-    """Return libsparta_trt.so without sanitizers: the user's build if there is one."""
-    return trt_library() or build(headers, nvcc) / "tensorrt/libsparta_trt.so"
+    """Return libsparta_trt.so without sanitizers."""
+    return build(headers, nvcc) / "tensorrt/libsparta_trt.so"
 
 
 @pytest.mark.parametrize("sanitizers", ["", "address,undefined"])
