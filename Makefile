@@ -18,15 +18,13 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 
-$(STAMP): pyproject.toml $(KERNELS)
+$(STAMP): pyproject.toml requirements/headers.lock $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "robust-export needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@$(BIN)/python -m pip install --quiet --no-deps kernel-lens==2.0.1 || \
-		echo "Without TensorRT's headers, which that package has, the tests of its plugin are skipped."
-	@$(BIN)/python -m pip install --quiet --no-deps tritonclient==2.73.0 || \
-		echo "Without Triton's message, which that package has, the tests of config.pbtxt are skipped."
+	@$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/headers.lock || \
+		echo "Without these wheels the tests of the TensorRT plugin and of Triton's config.pbtxt are skipped."
 	@$(BIN)/robust-export plugins build || echo "Everything works without the fused kernel, but slower."
 	@touch $@
 
@@ -64,6 +62,7 @@ $(TOOLS)/.installed: requirements/tools.lock
 lock: $(TOOLS)/.installed  ## write requirements/*.lock again; UPGRADE=--upgrade takes newer versions
 	$(LOCK) requirements/build.in --output-file requirements/build.lock
 	$(LOCK) requirements/tools.in --output-file requirements/tools.lock
+	$(LOCK) --no-deps requirements/headers.in --output-file requirements/headers.lock
 	$(LOCK) pyproject.toml requirements/serve.in --extra serve --override requirements/serve.overrides \
 		--output-file requirements/serve.lock
 	$(LOCK) pyproject.toml requirements/export.in --extra train --output-file requirements/export.lock

@@ -31,7 +31,7 @@ def locked(name: str) -> dict[str, tuple[Requirement, int]]:
     return packages
 
 
-@pytest.mark.parametrize("name", ["build", "export", "serve", "tools"])
+@pytest.mark.parametrize("name", ["build", "export", "headers", "serve", "tools"])
 def test_packages_are_pinned_with_hashes(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.lock").read_text()
     packages = re.findall(r"^\w\S*", text, re.MULTILINE)
