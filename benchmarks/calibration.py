@@ -1,19 +1,17 @@
 """Compare the accuracy of int8 files by calibration images and calibration method.
 
-    python benchmarks/calibration.py [BUNDLE]        default: exported/demo; the bundle is not changed
-
 Robust accuracy is measured on transferred examples: three runs of PGD with 20 steps on the reference model.
 Each row is the mean over four draws of the calibration images.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -65,8 +63,11 @@ class Images:
         ]  # fmt: skip
 
 
-def main(name: str) -> None:
-    bundle = Bundle.open(name)
+@click.command()
+@click.argument("path", metavar="[BUNDLE]", default="exported/demo")
+def main(path: str) -> None:
+    """Compare int8 calibrations of BUNDLE (exported/demo by default), which is not changed."""
+    bundle = Bundle.open(path)
     recipe, network = bundle.recipe(), load(bundle)
     spec = recipe.model
     images = attack(bundle, network)
@@ -137,4 +138,4 @@ def add_row(table: Table, method: str, kind: str, figures: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["exported/demo"])
+    main()

@@ -10,8 +10,7 @@ and without them. On CPUs without VNNI these kernels add pairs of products in 16
 
 from __future__ import annotations
 
-import sys
-
+import click
 import numpy as np
 import onnxruntime as ort
 
@@ -23,7 +22,10 @@ from robust_export.utils.provenance import machine
 IMAGES = 64
 
 
+@click.command()
+@click.argument("path", metavar="BUNDLE")
 def main(path: str) -> None:
+    """Compare ONNX Runtime's logits of BUNDLE's int8 file with the ONNX reference evaluator's."""
     bundle = Bundle.open(path)
     spec, data = bundle.recipe().model, bundle.recipe().data
     images = load_dataset(data.name, "test", spec.image_size, spec.in_chans, data.dir)
@@ -56,4 +58,4 @@ def _cpu() -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -1,21 +1,15 @@
-"""The fused kernel's targets: whole ResNet-18s against their peers, and Sparta alone on every plane.
-
-    python benchmarks/kernel.py                  measure; writes benchmarks/kernel.json and docs/kernel.svg
-    python benchmarks/kernel.py --plot           draw docs/kernel.svg again from benchmarks/kernel.json
-
-The networks are untrained, with random gates; what they compute does not change how long it takes. It is
-ten minutes' work for two cores, which should have nothing else to do.
-"""
+"""Speed of the fused CPU kernel: whole ResNet-18s against other runtimes, and Sparta alone."""
 
 from __future__ import annotations
 
+import io
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from rich.console import Console
@@ -37,8 +31,8 @@ CASES = ((224, (8,)), (32, (1, 64)))
 THREADS = (1, 2)
 
 
-def gated_resnet(name: str, size: int) -> nn.Module:
-    """Return a network whose gates are not those of ReLU, in eval mode."""
+def random_sparta_resnet(name: str, size: int) -> nn.Module:
+    """Return an untrained ResNet in eval mode, with random Sparta parameters."""
     torch.manual_seed(0)
     network = create_model(name, num_classes=1000 if size == 224 else 10, image_size=size).eval()
     for module in sparta_modules(network).values():
@@ -47,40 +41,43 @@ def gated_resnet(name: str, size: int) -> nn.Module:
     return network
 
 
-def planes() -> list[tuple[int, int, int, int]]:
-    """Return every shape that Sparta has in ResNet-18 and -50, at the sizes and batches of the targets."""
+def feature_map_shapes() -> list[tuple[int, int, int, int]]:
+    """Return the input shapes of Sparta in ResNet-18 and -50, for the sizes and batches of CASES."""
     shapes: dict[tuple[int, int, int, int], None] = {}
     for name in ("r18_sparta", "r50_sparta"):
         for size, batches in CASES:
-            network = gated_resnet(name, size)
+            network = random_sparta_resnet(name, size)
             for (_, c, h, w), _ in sparta_inputs(network, np.zeros((1, 3, size, size), np.float32)):
                 shapes |= dict.fromkeys((batch, c, h, w) for batch in batches)
     return sorted(shapes, key=lambda s: (s[0], -s[2], s[1]))
 
 
-def run() -> BenchmarkReport:
-    """Measure everything in this process."""
-    runs, parts = [], []
+def run(rounds: int) -> BenchmarkReport:
+    """Measure the whole models and Sparta alone."""
+    comparisons, reports = [], []
     for size, batches in CASES:
-        network = gated_resnet("r18_sparta", size)
+        network = random_sparta_resnet("r18_sparta", size)
         with tempfile.TemporaryDirectory() as folder:
             file = export_onnx(network, Path(folder) / "model.onnx", size)
-            parts.append(
-                bench_network(network, file, "r18_sparta", batches=batches, threads=THREADS, say=print)
+            report = bench_network(
+                network, file, "r18_sparta", batches=batches, threads=THREADS, rounds=rounds, say=click.echo
             )
-        runs += parts[-1].comparisons
+        reports.append(report)
+        comparisons += report.comparisons
     for threads in THREADS:
-        runs += bench_operator(planes(), threads=threads, say=print)
-    return replace(parts[0], comparisons=runs)
+        comparisons += bench_operator(
+            feature_map_shapes(), threads=threads, rounds=max(1, rounds // 2), say=click.echo
+        )
+    return replace(reports[0], comparisons=comparisons)
 
 
 def targets(result: dict[str, Any]) -> Table:
-    """Return the targets and what was measured: two threads, ratios of medians within one run."""
-    table = Table("what", "target", "measured", "held", title="the kernel's targets, 2 threads")
+    """Return a table of the targets and the measured ratios of medians, for two threads."""
+    table = Table("ratio", "target", "measured", "met", title="targets of the fused kernel, 2 threads")
     fused, relu, body = TITLES[FUSED], PEERS["relu"], PEERS["body"]
 
-    def row(what: str, target: str, value: float, held: bool) -> None:
-        table.add_row(what, target, f"{value:.2f}", "yes" if held else "NO")
+    def row(ratio: str, target: str, value: float, met: bool) -> None:
+        table.add_row(ratio, target, f"{value:.2f}", "yes" if met else "NO")
 
     for item in result["runs"]:
         if item["threads"] != 2:
@@ -88,7 +85,7 @@ def targets(result: dict[str, Any]) -> Table:
         time = {name: timing["median"] for name, timing in item["timings"].items()}
         title = item["title"]
         if "batch" in item:
-            row(f"{title}: fused / ReLU twin", "at most 1.15", r := time[fused] / time[relu], r <= 1.15)
+            row(f"{title}: fused / ReLU variant", "at most 1.15", r := time[fused] / time[relu], r <= 1.15)
             row(f"{title}: fused / function body", "at most 1", r := time[fused] / time[body], r <= 1)
             if item["image_size"] == 224:
                 row(
@@ -117,9 +114,7 @@ def targets(result: dict[str, Any]) -> Table:
 
 
 def plot(result: dict[str, Any]) -> None:
-    """Draw whole models on the left, Sparta alone on the right; two threads."""
-    import io
-
+    """Draw PLOT for two threads: whole models on the left, Sparta alone on the right."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -140,7 +135,7 @@ def plot(result: dict[str, Any]) -> None:
     left.axhline(1, color="black", linewidth=0.6)
     labels = [f"{item['image_size']}x{item['image_size']}, batch {item['batch']}" for item in models]
     left.set_xticks(range(len(models)), labels)
-    left.set_ylabel("time, as a multiple of the ReLU twin's")
+    left.set_ylabel("time, as a multiple of the ReLU variant's")
     left.set_title("ResNet-18 on two threads (lower is better)", fontsize=10)
     left.legend(fontsize=7, ncols=2, loc="upper left")
     left.set_ylim(0, max(t["ratio"] for item in models for t in item["timings"].values()) * 1.35)
@@ -153,22 +148,30 @@ def plot(result: dict[str, Any]) -> None:
         ]  # fmt: skip
         right.scatter(*zip(*points, strict=True), label=name, color=colour, marker=mark, s=22)
     right.set_xscale("log", base=2)
-    sides = [4, 8, 16, 32, 56, 112]  # 7, 14 and 28 would run into them
+    sides = [4, 8, 16, 32, 56, 112]  # labels of 7, 14 and 28 would overlap them
     right.set_xticks(sides, [str(side) for side in sides], fontsize=7)
     right.minorticks_off()
-    right.set_xlabel("side of a plane")
+    right.set_xlabel("height of the feature map")
     right.set_ylabel("speed, as a share of a large copy's")
     right.set_ylim(0)
     right.set_title("Sparta alone on two threads (higher is better)", fontsize=10)
     right.legend(fontsize=7)
-    picture = io.StringIO()
-    figure.savefig(picture, format="svg", metadata={"Date": None})
-    write_atomically(PLOT, picture.getvalue())
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    write_atomically(PLOT, svg.getvalue())
 
 
-def main(arguments: list[str]) -> None:
-    if "--plot" not in arguments:
-        write_json(RESULT, run().to_dict())
+@click.command()
+@click.option("--plot", "plot_only", is_flag=True, help=f"Only draw docs/{PLOT.name} again.")
+@click.option("--rounds", default=10, show_default=True, help="Rounds per model; half for Sparta alone.")
+def main(plot_only: bool, rounds: int) -> None:
+    """Measure the fused CPU kernel. Writes benchmarks/kernel.json and docs/kernel.svg.
+
+    The networks are untrained, which does not change their speed. The default takes ten minutes on two cores,
+    which should be idle.
+    """
+    if not plot_only:
+        write_json(RESULT, run(rounds).to_dict())
     result = json.loads(RESULT.read_text())
     console = Console(width=130)
     console.print(targets(result))
@@ -177,4 +180,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
