@@ -24,7 +24,7 @@ from robust_export.bundle import Bundle
 from robust_export.data.datasets import load_dataset
 from robust_export.export.calibration import CALIBRATION_IMAGES, Calibration, calibration_images
 from robust_export.export.exporter import to_onnx
-from robust_export.export.quantize import quantise
+from robust_export.export.quantize import quantize
 from robust_export.nn.load import load
 from robust_export.runtimes.onnx_model import MATRIX_PRODUCTS
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
@@ -91,7 +91,7 @@ def main(path: str) -> None:
         for title, method, kind, operators in cases:
             rows = []
             for pixels in draws[kind]:
-                onnx.save(quantise(model, pixels, method=method, operators=operators), file)
+                onnx.save(quantize(model, pixels, method=method, operators=operators), file)
                 classifier = OnnxRuntimeClassifier(file, kernel=False)
                 rows.append(images.measure([classifier(batch) for batch in images.images]))
             add_row(table, title, kind, np.mean(rows, 0).tolist())

@@ -37,7 +37,7 @@ from robust_export.runtimes.tensorrt.gpu_info import gpu_capability
 from robust_export.runtimes.tensorrt.variants import Variant, load_variant
 from robust_export.training.run import train
 from robust_export.utils.timing import measure
-from robust_export.verification import compare
+from robust_export.verification import evaluate
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {"name": "resnet10t_sparta", "image_size": 8, "channels": [8, 8, 16, 16], "stem_width": 8},
@@ -154,7 +154,7 @@ def whole(precisions: Path, tmp_path: Path) -> Bundle:
 def _quick_latency() -> Iterator[None]:
     """Let `verify` measure an artifact's latency by a few calls, not by calls for a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "measure", partial(measure, warm_up=0, min_time=0))
+        patch.setattr(evaluate, "measure", partial(measure, warm_up=0, min_time=0))
         yield
 
 

@@ -58,5 +58,5 @@ def test_tutorial_runs(tmp_path: Path) -> None:
                 servers.enter_context(serving(text, ports, tmp_path, env))
             elif language == "bash":
                 output[text.strip()] = run(text, tmp_path, env)
-    assert "'labels': ['flower']" in output["python ask.py"]
-    assert (tmp_path / "exported/photos/report.html").is_file()
+    assert "'labels': ['flower']" in output["python request.py"]
+    assert (tmp_path / "exported/scenes/report.html").is_file()

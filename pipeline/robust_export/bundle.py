@@ -68,10 +68,12 @@ class Bundle:
 
     @classmethod
     def containing(cls, file: Path) -> Bundle:
-        """Open the bundle in the folder of `file`, and check only this file; `Bundle.file` checks others.
+        """Open the bundle in the folder of `file`, and check only this file.
+
+        Other files are checked when `Bundle.file` is called.
 
         Raises:
-            BundleError: if the folder is no finished bundle, or its manifest or the file was altered.
+            BundleError: if the folder is not a finished bundle, or its manifest or the file was altered.
         """
         resolved = file.resolve()
         bundle = cls(resolved.parent, _read_manifest(resolved.parent))

@@ -22,7 +22,7 @@ from robust_export.export.cast import cast_model
 from robust_export.export.exporter import check_exported, to_onnx
 from robust_export.export.half import HALF_TYPES
 from robust_export.export.op_schemas import half_inputs_outputs
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 from robust_export.runtimes.onnx_model import sparta_nodes
 from tests.export.networks import evaluate, parse_graph, shallow, tiny_resnet
 

@@ -17,7 +17,7 @@ from robust_export.errors import InvalidValue, RobustExportError, UnsupportedMod
 from robust_export.export.exporter import OPSETS, export_onnx
 from robust_export.export.function_body import sparta_function
 from robust_export.nn.load import load
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 from robust_export.nn.sparta import Sparta, sparta, sparta_modules
 from robust_export.runtimes.onnx_model import sparta_nodes
 from tests.export.networks import evaluate, tiny_resnet

@@ -19,9 +19,9 @@ from robust_export.data.datasets import load_dataset
 from robust_export.errors import DataError, InvalidValue, UnknownName, UnsupportedModel
 from robust_export.export.calibration import CALIBRATION_IMAGES, Calibration, calibration_images
 from robust_export.export.exporter import check_exported, to_onnx
-from robust_export.export.quantize import quantise
+from robust_export.export.quantize import quantize
 from robust_export.nn.load import load
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 from robust_export.nn.sparta import Sparta
 from robust_export.runtimes.onnx_model import sparta_nodes
 from robust_export.runtimes.registry import open_file
@@ -48,7 +48,7 @@ def pixels() -> Any:
 
 @pytest.fixture(scope="module")
 def int8_model(float_model: onnx.ModelProto, pixels: Any) -> onnx.ModelProto:
-    return quantise(float_model, pixels)
+    return quantize(float_model, pixels)
 
 
 def values(model: onnx.ModelProto) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_ranges_are_percentiles(int8_model: onnx.ModelProto, pixels: Any) -> Non
 def test_outlier_does_not_change_the_range(float_model: onnx.ModelProto, pixels: Any) -> None:
     outlier = pixels.copy()
     outlier[0, 0, 0, 0] = 3  # one of 22,500 values
-    int8_model = quantise(float_model, outlier)
+    int8_model = quantize(float_model, outlier)
     first = next(node for node in int8_model.graph.node if node.op_type == "QuantizeLinear")
     np.testing.assert_allclose(values(int8_model)[first.input[1]] * 127.5, 1, rtol=0.01)
 
@@ -120,9 +120,9 @@ def test_quantise_is_deterministic(
     float_model: onnx.ModelProto, int8_model: onnx.ModelProto, pixels: Any
 ) -> None:
     before = float_model.SerializeToString()
-    assert quantise(float_model, pixels).SerializeToString() == int8_model.SerializeToString()
+    assert quantize(float_model, pixels).SerializeToString() == int8_model.SerializeToString()
     assert float_model.SerializeToString() == before
-    assert quantise(float_model, pixels / 2).SerializeToString() != int8_model.SerializeToString()
+    assert quantize(float_model, pixels / 2).SerializeToString() != int8_model.SerializeToString()
 
 
 def test_quantise_prints_nothing(
@@ -131,7 +131,7 @@ def test_quantise_prints_nothing(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    quantise(float_model, pixels[:2])
+    quantize(float_model, pixels[:2])
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""
 
@@ -139,18 +139,18 @@ def test_quantise_prints_nothing(
 def test_batches_give_the_same_ranges(
     float_model: onnx.ModelProto, pixels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = values(quantise(float_model, pixels))
+    whole = values(quantize(float_model, pixels))
     monkeypatch.setattr("robust_export.export.quantize.BATCH_PIXELS", 25 * 64)
-    parts = values(quantise(float_model, pixels))
+    parts = values(quantize(float_model, pixels))
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=0.03, atol=2)
 
 
 def test_no_images_or_no_products_raise(float_model: onnx.ModelProto, pixels: Any) -> None:
     with pytest.raises(InvalidValue, match="no images"):
-        quantise(float_model, pixels[:0])
-    with pytest.raises(UnsupportedModel, match="nothing to quantise"):
-        quantise(parse_graph("flat (float[N, 3, 5, 5] x) => (float[N, 75] y) {y = Flatten (x)}"), pixels)
+        quantize(float_model, pixels[:0])
+    with pytest.raises(UnsupportedModel, match="nothing to quantize"):
+        quantize(parse_graph("flat (float[N, 3, 5, 5] x) => (float[N, 75] y) {y = Flatten (x)}"), pixels)
 
 
 @pytest.mark.parametrize("samples", [0, -1])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robust_export.export.exporter import export_onnx
 from robust_export.nn.models import create_model
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 from robust_export.nn.sparta import Sparta, sparta_modules
 from robust_export.runtimes.onnxruntime import OnnxRuntimeClassifier
 from robust_export.runtimes.ort_blocked import BLOCKED, NCHWC, blocked_graph

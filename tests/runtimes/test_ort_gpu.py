@@ -37,7 +37,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.skipif(gpu_capability() is not None, reason="this machine has a GPU")
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_no_fallback_without_gpu(trained: Path, plugin: str, name: str) -> None:
-    with pytest.raises(ArtifactError, match=f"{PROVIDERS[name].name} cannot be used: CUDA sees no GPU"):
+    with pytest.raises(ArtifactError, match=f"{PROVIDERS[name].name} cannot be used: CUDA finds no GPU"):
         open_file(trained / "model.onnx", name)
 
 

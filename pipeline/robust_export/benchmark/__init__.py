@@ -1,1 +1,1 @@
-"""How fast it is: whole models and the operator alone, side by side in one process."""
+"""Benchmarks of inference time: networks, engines, and the Sparta operator alone."""

@@ -16,7 +16,7 @@ from robust_export.benchmark.results import Comparison
 from robust_export.errors import BuildError
 from robust_export.export.function_body import add_sparta_function
 from robust_export.kernels.libraries import ort_library, why_no_ort_library
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 from robust_export.runtimes.ort_blocked import BLOCKED
 from robust_export.utils.timing import Call, measure
 

@@ -15,7 +15,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """Timings of several implementations, measured in turns on the same inputs.
+    """Timings of several implementations, measured interleaved on the same inputs.
 
     Attributes:
         baseline: the implementation that ratios refer to.

@@ -82,7 +82,7 @@ def run_demo(
     train(recipe, folder, device="cpu", on_epoch=on_epoch, name="demo")
     stages.start("export", "2/4 export to ONNX with ai.sparta::Sparta nodes")
     export_bundle(Bundle.open(folder))
-    stages.start("verify", "3/4 verification of model.onnx: AutoAttack and parity on the whole test split")
+    stages.start("verify", "3/4 verification of model.onnx on the whole test split")
     report = verify(Bundle.open(folder), device="cpu", command="robust-export demo", say=say)
     stages.start("standard", "4/4 training without attacks, for comparison")
     clean, robust = _train_without_attacks(recipe, standard, on_epoch)

@@ -89,7 +89,7 @@ class JobPool:
         command = [sys.executable, "-c", PROCESS, str(file)]
         with self.lock:
             if self.closed:
-                raise TrainingError("not started")
+                raise TrainingError("not started: the comparison was interrupted")
             process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -137,7 +137,7 @@ def open_source(spec: str, data_dir: str | Path = "data") -> DataSource:
 def batch_indices(count: int, batch_size: int, shuffle_seed: int | None) -> list[list[int]]:
     """Return the indices 0 to count - 1 in batches, in order or shuffled with a seed.
 
-    A shuffled pass omits the last image if it would be a batch of its own: batch norm has no variance of one.
+    A shuffled pass omits the last image if it would be a batch of its own: batch norm needs two images.
     """
     order: Tensor = torch.arange(count)
     if shuffle_seed is not None:

@@ -98,7 +98,7 @@ def load_extra_images(spec: str, images: Images, image_size: int, in_chans: int)
     Each sub-folder has the name of a class of the data set; classes may be missing.
 
     Raises:
-        InvalidValue: if `spec` is no folder.
+        InvalidValue: if `spec` is not a folder.
         DataError: if the folder is missing, empty, or has classes that the data set lacks.
     """
     kind, _, path = spec.partition(":")

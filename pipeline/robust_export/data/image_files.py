@@ -27,7 +27,7 @@ def open_image(source: Path | bytes, max_pixels: int | None = None) -> Image.Ima
         max_pixels: limit for width times height, `MAX_PIXELS` by default.
 
     Raises:
-        DataError: if it is no image of a known format, truncated or too large; the message names the file.
+        DataError: if its format is unknown, or it is truncated or too large; the message names the file.
     """
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     name = str(source) if isinstance(source, Path) else f"an image of {len(source):,} bytes"

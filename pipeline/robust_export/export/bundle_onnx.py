@@ -11,7 +11,7 @@ from robust_export.export.calibration import Calibration, calibration_images
 from robust_export.export.cast import cast_model
 from robust_export.export.exporter import DEFAULT_OPSET, METADATA_PREFIX, OPSETS, check_exported, to_onnx
 from robust_export.export.half import HALF_TYPES
-from robust_export.export.quantize import quantise
+from robust_export.export.quantize import quantize
 from robust_export.nn.load import load
 
 BF16_OPSET = 22  # the first whose Conv allows bfloat16
@@ -49,7 +49,7 @@ def export_bundle(
         model = cast_model(model, precision)
     elif precision == "int8":
         pixels, entry["calibration"] = calibration_images(bundle, network, calibration or Calibration())
-        model = quantise(model, pixels)
+        model = quantize(model, pixels)
     model.metadata_props.add(key=f"{METADATA_PREFIX}precision", value=json.dumps(precision))
     check_exported(model, opset)
     (path,) = bundle.write(

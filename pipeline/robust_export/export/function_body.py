@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 import onnx.parser
 
-from robust_export.nn.operator import DOMAIN, OPERATOR, VERSION
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR, VERSION
 from robust_export.runtimes.onnx_model import sparta_nodes
 
 # SAME_UPPER with stride 1 and odd k pads k // 2 zeros on every side.

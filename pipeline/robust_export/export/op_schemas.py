@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 import onnx
 from onnx import defs
 
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 
 IsHalf = tuple[list[bool], list[bool]]  # for each input, for each output
 

@@ -30,7 +30,7 @@ PERCENTILE = 99.99
 BATCH_PIXELS = 1 << 16  # per batch, whose activations are all in memory at once
 
 
-def quantise(
+def quantize(
     model: onnx.ModelProto, pixels: npt.NDArray[np.float32], *, method: str = "Percentile",
     operators: Sequence[str] = MATRIX_PRODUCTS,
 ) -> onnx.ModelProto:  # fmt: skip
@@ -40,18 +40,18 @@ def quantise(
         model: a float32 model with one input, such as `to_onnx` returns.
         pixels: float32 [N, C, H, W] in [0, 1], the calibration images.
         method: a name of onnxruntime.quantization.CalibrationMethod.
-        operators: the operators to quantise.
+        operators: the operators to quantize.
 
     Raises:
         InvalidValue: if there are no images.
-        UnsupportedModel: if ONNX Runtime cannot quantise the network, or the network has no such operator.
+        UnsupportedModel: if ONNX Runtime cannot quantize the network, or the network has no such operator.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     if len(pixels) == 0:
         raise InvalidValue("there are no images to calibrate on; expected at least one, preferably hundreds")
     if not any(node.op_type in operators for node in model.graph.node):
-        raise UnsupportedModel(f"there is nothing to quantise: the network has no {', '.join(operators)}")
+        raise UnsupportedModel(f"there is nothing to quantize: the network has no {', '.join(operators)}")
     batch = max(1, BATCH_PIXELS // (pixels.shape[2] * pixels.shape[3]))
     batches = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def quantise(
                 )  # fmt: skip
         except Exception as error:  # the quantiser raises many types
             raise UnsupportedModel(
-                f"ONNX Runtime cannot quantise this network: {type(error).__name__}: {reason(error)}"
+                f"ONNX Runtime cannot quantize this network: {type(error).__name__}: {reason(error)}"
             ) from error
         result = onnx.load(file)
     _keep_logits(result.graph)
@@ -107,12 +107,12 @@ def _keep_logits(graph: onnx.GraphProto) -> None:
             name = producers[name].input[0]
         if name not in producers or producers[name].op_type != "DequantizeLinear":
             continue
-        dequantise, quantise = producers[name], producers[producers[name].input[0]]
-        graph.node.remove(dequantise)
-        graph.node.remove(quantise)
+        dequantize, quantize = producers[name], producers[producers[name].input[0]]
+        graph.node.remove(dequantize)
+        graph.node.remove(quantize)
         for node in graph.node:
             for names in (node.input, node.output):
-                names[:] = [name if each == quantise.input[0] else each for each in names]
+                names[:] = [name if each == quantize.input[0] else each for each in names]
     written = {name for node in graph.node for name in node.output}
     read = {name for node in graph.node for name in node.input}
     for tensor in [i for i in graph.initializer if i.name not in read]:

@@ -52,7 +52,7 @@ def _find_library(variable: str, name: str) -> Path | None:
     requested = os.environ.get(variable)
     if requested is not None:
         if requested and not Path(requested).is_file():
-            raise BuildError(f"{variable} names {requested}, which is no file; unset it, or {BUILD_HINT}")
+            raise BuildError(f"{variable} names {requested}, which is not a file; unset it, or {BUILD_HINT}")
         return Path(requested).absolute() if requested else None
     try:
         pattern = build_folder("*")
@@ -65,7 +65,7 @@ def _find_library(variable: str, name: str) -> Path | None:
 def why_no_ort_library() -> str:
     """Return one line that says why there is no library for ONNX Runtime and how to get it."""
     if os.environ.get("ROBUST_EXPORT_ORT_LIBRARY") == "":
-        return "no fused kernel: ROBUST_EXPORT_ORT_LIBRARY is set to nothing"
+        return "no fused kernel: ROBUST_EXPORT_ORT_LIBRARY is set to an empty string"
     try:
         find_tools()
     except BuildError as error:
@@ -76,7 +76,7 @@ def why_no_ort_library() -> str:
 def why_no_trt_library() -> str:
     """Return one line that says why there is no library for TensorRT and how to get it."""
     if os.environ.get("ROBUST_EXPORT_TRT_LIBRARY") == "":
-        return "no TensorRT plugin: ROBUST_EXPORT_TRT_LIBRARY is set to nothing"
+        return "no TensorRT plugin: ROBUST_EXPORT_TRT_LIBRARY is set to an empty string"
     try:
         if find_tools().nvcc is None:
             return f"no TensorRT plugin: {NO_NVCC}"

@@ -46,7 +46,7 @@ def find_tools() -> Tools:
     names = [requested] if requested else ["c++", "g++", "clang++"]
     compiler = next((command for name in names if (command := shutil.which(name))), None)
     if compiler is None:
-        problem = f"CXX is {requested!r}, which is no command" if requested else "there is no C++ compiler"
+        problem = f"CXX is {requested!r}, which is not a command" if requested else "there is no C++ compiler"
         raise BuildError(f"{problem} (Debian: apt-get install g++), so the kernels cannot be built")
     lines = run([compiler, "--version"]).stdout.splitlines()
     nvcc = find_nvcc()

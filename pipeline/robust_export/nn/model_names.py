@@ -36,7 +36,7 @@ def split_name(name: str) -> tuple[str, str]:
     """Return (timm name, activation) of a model name: "r18_sparta" is ("resnet18", "sparta").
 
     Raises:
-        UnknownName: for a name that is no model; the message suggests the nearest names.
+        UnknownName: for an unknown name; the message suggests the nearest names.
     """
     backbone, _, activation = name.rpartition("_")
     backbone = SHORT_NAMES.get(backbone, backbone)

@@ -67,7 +67,7 @@ def create_model(
         timm_options: keyword arguments of the timm model, such as `channels`.
 
     Raises:
-        UnknownName: for a name that is no model.
+        UnknownName: for an unknown name.
         UnsupportedModel: for a backbone that cannot be built or applies no activation to a feature map.
     """
     timm_name, activation = split_name(name)

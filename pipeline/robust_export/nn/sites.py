@@ -2,7 +2,7 @@
 
 Two forward passes on torch's meta device (shapes only), with images of 128 and 192 pixels, tell feature maps
 from other tensors: the dimensions that grow are spatial, the one that does not is the channels. An activation
-whose input has no spatial dimensions (squeeze-and-excite, a classifier head) is no site.
+whose input has no spatial dimensions (squeeze-and-excite, a classifier head) is not a site.
 """
 
 from __future__ import annotations

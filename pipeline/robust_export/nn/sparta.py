@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_export.errors import InvalidValue
-from robust_export.nn.operator import DOMAIN, OPERATOR, VERSION
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR, VERSION
 from robust_export.recipe.schema import SpartaForm
 
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from robust_export.errors import ArtifactError
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 
 FeatureMaps = npt.NDArray[np.float32]  # [N, C, H, W]
 

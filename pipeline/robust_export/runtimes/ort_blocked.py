@@ -5,8 +5,8 @@ On a CPU, ONNX Runtime keeps the feature maps of convolutions in blocks of 8 or 
 layout: 17 pairs of reorders in a ResNet-18 with a custom activation. Its layout pass cannot be extended to
 a custom operator, but it supports a depthwise convolution, which has Sparta's inputs and shapes. Therefore:
 
-1. Every Sparta node is replaced by a depthwise convolution whose weights and biases are counted through, so
-   that each value identifies its position (a tracer).
+1. Every Sparta node is replaced by a depthwise convolution whose weights and biases are numbered
+   consecutively, so that each value identifies its position (a tracer).
 2. ONNX Runtime optimises that graph and writes it to a file.
 3. Each tracer is found by its values. They also show the block size, and whether another optimisation
    changed the convolution. The tracer becomes `SpartaBlocked`, or `Sparta` if its layout was not changed,
@@ -40,7 +40,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from robust_export.errors import reason
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 
 Array = npt.NDArray[np.float32]
 

@@ -15,7 +15,7 @@ from onnx import helper
 
 from robust_export.errors import ArtifactError
 from robust_export.kernels.libraries import trt_library, why_no_trt_library
-from robust_export.nn.operator import DOMAIN
+from robust_export.nn.onnx_operator import DOMAIN
 from robust_export.runtimes.onnx_model import drop_function
 from robust_export.runtimes.tensorrt.gpu_info import gpu_capability
 
@@ -110,13 +110,13 @@ def create_session(content: bytes, options: ort.SessionOptions, provider: Provid
 
 
 def _check_gpu(provider: Provider) -> None:
-    """Raise ArtifactError if CUDA sees no GPU; without cuda-bindings, leave the check to ONNX Runtime."""
+    """Raise ArtifactError if CUDA finds no GPU; without cuda-bindings, leave the check to ONNX Runtime."""
     try:
         has_gpu = gpu_capability() is not None
     except ArtifactError:
         return
     if not has_gpu:
-        raise _unavailable(provider, "CUDA sees no GPU")
+        raise _unavailable(provider, "CUDA finds no GPU")
 
 
 def _add_rtx_devices(options: ort.SessionOptions, provider: Provider) -> None:

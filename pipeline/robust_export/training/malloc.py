@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, where the C library would return it to the system after each step."""
+"""Stop the C library from returning freed memory to the system after each step."""
 
 from __future__ import annotations
 

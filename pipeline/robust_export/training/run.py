@@ -47,9 +47,8 @@ def train(
         stop: requests to save a checkpoint after the current step and to stop.
 
     Raises:
-        TrainingError: if `out` contains other files, the recipe differs from that of the run, the loss or a
-        weight
-            became nan or inf, or a loader process died.
+        TrainingError: if `out` contains other files, the recipe differs from that of the run, a loss or
+            weight became nan or inf, or a loader process died.
         TrainingStopped: if `stop` requested it.
     """
     target, processes = Path(out), Processes(find_device(device))

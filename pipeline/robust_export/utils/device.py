@@ -11,7 +11,7 @@ def find_device(name: str = "auto") -> torch.device:
     """Return the torch device "cpu", "cuda", "cuda:N" or "mps"; "auto" is "cuda" if available, else "cpu".
 
     Raises:
-        UnknownName: for a name that is no device.
+        UnknownName: for an unknown name.
         InvalidValue: for a device that this machine does not have.
     """
     if name == "auto":

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-MIN_SHARD = 2  # images per process: batch norm has no variance of one
+MIN_SHARD = 2  # images per process: batch norm needs two images
 
 
 class ShardedGenerator(Generator):

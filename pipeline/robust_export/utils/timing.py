@@ -1,4 +1,4 @@
-"""Timing of several calls in turns, so that their ratios are comparable.
+"""Interleaved timing of several calls, so that their ratios are comparable.
 
 All calls run in one process. In each round every call has one turn, so that a slow phase of the machine
 affects all of them. Before a turn the call runs without being timed, until caches are warm and the thread

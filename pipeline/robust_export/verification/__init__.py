@@ -1,1 +1,1 @@
-"""Is the artifact what was trained: its numbers, and its robustness?"""
+"""Verification of artifacts: parity with the reference model, and robust accuracy."""

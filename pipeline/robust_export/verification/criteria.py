@@ -164,7 +164,7 @@ def _undecided(drops: Mapping[str, tuple[Drop, float]], samples: int) -> str:
     )
     totals = [drop.samples_needed for drop, _ in drops.values()]
     if None in totals:
-        need = "no number of samples would decide, at the observed rates,"
+        need = "more than 10 million samples would be needed to decide, at the observed rates;"
     else:
         total = max(total for total in totals if total is not None)
         need = f"{total - samples:,} more samples needed ({total:,} in all, at the observed rates) to decide"

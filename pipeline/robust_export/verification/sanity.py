@@ -70,7 +70,9 @@ def check_label_order(reference: Logits, artifact: Logits, names: Sequence[str])
     rows, columns = linear_sum_assignment(cost)
     as_is = (a.argmax(1) == b.argmax(1)).mean()
     reordered = (a.argmax(1) == b[:, columns].argmax(1)).mean()
-    moved = [f"{names[i]} at {names[j]}'s place" for i, j in zip(rows, columns, strict=True) if i != j]
+    moved = [
+        f"output {names[j]} holds class {names[i]}" for i, j in zip(rows, columns, strict=True) if i != j
+    ]
     if moved and reordered >= (1 + as_is) / 2:  # the new order explains half of the disagreement or more
         order = ", ".join(moved[:5]) + (", ..." if len(moved) > 5 else "")
         return SanityCheck(

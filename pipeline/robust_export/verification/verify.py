@@ -27,8 +27,8 @@ from robust_export.utils.work_items import WorkItems
 from robust_export.verification.artifact_runs import open_artifacts
 from robust_export.verification.attack_artifact import attack_artifact
 from robust_export.verification.attack_reference import attack_reference
-from robust_export.verification.compare import compare_artifacts, reference_report
 from robust_export.verification.criteria import NAMES, criteria_table
+from robust_export.verification.evaluate import compare_artifacts, reference_report
 from robust_export.verification.examples import Evaluation, Examples
 from robust_export.verification.report.html import render
 from robust_export.verification.report.plot_data import plot_data
@@ -37,7 +37,7 @@ from robust_export.verification.results import Report
 from robust_export.verification.selection import AUTO, select_artifacts
 from robust_export.verification.setup import Say, Setup
 
-REPORT, PAGE = "verify.json", "report.html"
+VERIFY_JSON, PAGE = "verify.json", "report.html"
 WORK_ITEM_FORMAT = 2  # of the results kept under checkpoints/; another one is not read
 
 
@@ -124,7 +124,7 @@ def verify(
         not_run=not_run, elsewhere=elsewhere, plot_data=plots,
     )  # fmt: skip
     if write and work_items.rank == 0:
-        opened.write({REPORT: to_json(to_dict(report)), PAGE: render(report)}, "report")
+        opened.write({VERIFY_JSON: to_json(to_dict(report)), PAGE: render(report)}, "report")
         work_items.finish()
     return report
 

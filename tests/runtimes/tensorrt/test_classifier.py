@@ -224,7 +224,7 @@ def test_compatible_engine_runs(machine: Machine) -> None:
 
 def test_no_gpu_raises(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "gpu_capability", lambda: None)
-    with pytest.raises(NoGPU, match=r"needs a GPU of compute capability 8\.9, and CUDA sees no GPU"):
+    with pytest.raises(NoGPU, match=r"needs a GPU of compute capability 8\.9, and CUDA finds no GPU"):
         open_file(machine.path, "tensorrt")
 
 

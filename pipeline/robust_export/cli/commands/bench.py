@@ -25,7 +25,7 @@ from robust_export.errors import InvalidValue
 )  # fmt: skip
 @click.option(
     "--rounds", type=int, default=10, show_default=True, metavar="N",
-    help="Times that each implementation is measured, in turns.",
+    help="Rounds of measurement; the implementations are interleaved.",
 )  # fmt: skip
 @click.option(
     "--operator", is_flag=True, help="Also measure Sparta alone, on each shape of feature map of the model."

@@ -25,7 +25,7 @@ from robust_export.kernels.nvrtc import (
     driver_version,
     nvrtc_version,
 )
-from robust_export.nn.operator import OPERATOR
+from robust_export.nn.onnx_operator import OPERATOR
 from robust_export.runtimes.tensorrt.gpu_info import gpu_capability
 from robust_export.runtimes.tensorrt.variants import Variant
 
@@ -171,5 +171,5 @@ def _ptx(kernel: Kernel) -> bytes:
     """Return the PTX of a kernel for this machine's GPU, which is the engine's."""
     capability = gpu_capability()
     if capability is None:
-        raise ArtifactError("kernels are compiled for this machine's GPU, but CUDA sees none")
+        raise ArtifactError("kernels are compiled for this machine's GPU, but CUDA finds none")
     return compile_kernels([kernel], f"compute_{capability[0]}{capability[1]}")

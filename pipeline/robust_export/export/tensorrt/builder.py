@@ -195,7 +195,7 @@ class Network:
         cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             raise ArtifactError(
-                f"{file} is no timing cache of {self.variant.title} on this GPU: "
+                f"{file} is not a timing cache of {self.variant.title} on this GPU: "
                 f"{self.variant.logged_errors()}; choose another file"
             )
         return cache

@@ -136,7 +136,7 @@ def _this_gpu_only(variant: Variant, requested: Sequence[Capability]) -> dict[Ca
     present = gpu_capability()
     if present is None:
         raise ArtifactError(
-            f"{variant.title} needs the GPU that the engine is for, and CUDA sees no GPU on this machine; "
+            f"{variant.title} needs the GPU that the engine is for, and CUDA finds no GPU on this machine; "
             "TensorRT for RTX builds without one: --flavor rtx"
         )
     others = [capability for capability in requested if capability != present]
@@ -199,7 +199,7 @@ def build_engine(
     loaded = load_variant(variant)
     if capability is None and gpu_capability() is None:
         raise ArtifactError(
-            "an engine is for one compute capability, but none was given, and CUDA sees no GPU on this "
+            "an engine is for one compute capability, but none was given, and CUDA finds no GPU on this "
             "machine; give one, such as (8, 9), or run this on a machine with a GPU"
         )
     parsed = parse_network(read_graph(path, plugin, fuse_add=fuse_add), precision, loaded)

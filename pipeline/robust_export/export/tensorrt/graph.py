@@ -16,7 +16,7 @@ import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
 from robust_export.errors import ArtifactError, unknown
-from robust_export.nn.operator import DOMAIN, OPERATOR
+from robust_export.nn.onnx_operator import DOMAIN, OPERATOR
 from robust_export.runtimes.onnx_model import (
     MATRIX_PRODUCTS,
     drop_function,

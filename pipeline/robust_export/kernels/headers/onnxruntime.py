@@ -116,7 +116,7 @@ def _from_debian(folder: Path) -> str | None:
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
         return "this machine has no apt-get"
     if not Path(KEYRING).is_file():
-        return f"this machine has no {KEYRING}, with which apt would check it"
+        return f"this machine has no {KEYRING}, which apt needs to verify the package's signature"
     with tempfile.TemporaryDirectory(prefix="robust-export-apt-") as name:
         state = Path(name)
         for part in ("lists/partial", "cache/archives/partial"):

@@ -235,7 +235,7 @@ def gpu_mismatch(facts: Mapping[str, Any]) -> str:
     """
     built, capability = facts["compute_capability"], gpu_capability()
     if capability is None:
-        return f"it needs a GPU of compute capability {built}, and CUDA sees no GPU"
+        return f"it needs a GPU of compute capability {built}, and CUDA finds no GPU"
     present = f"{capability[0]}.{capability[1]}"
     if present == built or facts["options"]["hardware_compatible"]:
         return ""

@@ -32,7 +32,7 @@ def load_plugins(variant: Variant, library: Path) -> None:
     try:
         trt_library_info(library)
     except BuildError as error:
-        raise ArtifactError(f"{library} is no usable plugin library: {error}; {BUILD_HINT}") from error
+        raise ArtifactError(f"{library} is not a usable plugin library: {error}; {BUILD_HINT}") from error
     registry = variant.trt.get_plugin_registry()
     variant.logger.take()
     handle = registry.load_library(str(library))

@@ -1,1 +1,1 @@
-"""Show a verification to people: verify.json, tables on the terminal, report.html."""
+"""Reports of a verification: verify.json, tables for the terminal, report.html."""
