@@ -122,7 +122,7 @@ def test_library_named_by_variable(stand_in_sources: Path, monkeypatch: pytest.M
     assert entry["loads"] is False
     assert "copy.so" in entry["why"]
     copy.unlink()
-    with pytest.raises(BuildError, match=r"ROBUST_EXPORT_TRT_LIBRARY names copy\.so, which is no file"):
+    with pytest.raises(BuildError, match=r"ROBUST_EXPORT_TRT_LIBRARY names copy\.so, which is not a file"):
         kernels.trt_library()
     monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "")
     assert kernels.trt_library() is None

@@ -1,7 +1,7 @@
 """Worst-case search: large logit differences and different predictions within eps of an image.
 
-Random inputs lie far from any decision boundary, and a difference that flips predictions near a boundary can be
-invisible on them. So the search visits inputs near decision boundaries:
+Random inputs lie far from any decision boundary, and a difference that flips predictions near a boundary
+can be invisible on them. So the search visits inputs near decision boundaries:
 
 1. the image, its adversarial examples, and a corner of its ball;
 2. the decision boundaries of reference model and artifact between an image and its adversarial example, by

@@ -209,8 +209,8 @@ def test_invalid_library_raises(library: Path, tmp_path: Path) -> None:
     garbage.write_bytes(b"no library")
     plain = Path(next(p for p in kernels.cache_folder().rglob("libsparta_ort.so")))
     output = run(LOAD, garbage, tmp_path / "missing.so", plain, library).splitlines()
-    assert "garbage.so is no usable plugin library" in output[0]
-    assert "missing.so is no usable plugin library" in output[1]
+    assert "garbage.so is not a usable plugin library" in output[0]
+    assert "missing.so is not a usable plugin library" in output[1]
     assert "does not take the plugins of" in output[2]
     assert "robust-export plugins build" in output[2]
     assert output[3] == "loaded"
