@@ -6,19 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from robust_export.kernels.headers.onnxruntime import find_ort_headers
-from robust_export.kernels.paths import cache_folder
 from tests.kernels.compiling import tools_or_skip
 from tests.kernels.stand_ins import CMAKE, ORT, TRT, set_providers, write_program, write_trt_headers
-
-
-@pytest.fixture
-def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set CXX to a compiler without optimisation, for tests of the build and not of its result."""
-    script = tmp_path / "quick-c++"
-    script.write_text(f'#!/bin/sh\nexec {tools_or_skip().compiler} "$@" -O0\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
 
 
 @pytest.fixture
@@ -29,14 +18,6 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(f"ROBUST_EXPORT_{name}", raising=False)
     monkeypatch.delenv("TENSORRT_INCLUDE_DIR", raising=False)
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def ort_headers(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Set ONNXRUNTIME_INCLUDE_DIR to the headers that `built` used, so that nothing is downloaded."""
-    folder = find_ort_headers(cache_folder() / "headers").path
-    monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(folder))
-    return folder
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_library_named_by_variable(stand_in_sources: Path, monkeypatch: pytest.M
         kernels.trt_library()
     monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "")
     assert kernels.trt_library() is None
-    assert "ROBUST_EXPORT_TRT_LIBRARY is set to nothing" in kernels.why_no_trt_library()
+    assert "ROBUST_EXPORT_TRT_LIBRARY is set to an empty string" in kernels.why_no_trt_library()
 
 
 def test_doctor_reports_tensorrt(stand_in_sources: Path) -> None:
