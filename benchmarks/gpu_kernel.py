@@ -69,7 +69,7 @@ def kernels_table() -> str:
         for gpu in GPUS:
             registers = codes[gpu][kernel.name].registers
             cells.append(f"{registers}, {occupancy(registers, gpu):.0%}")
-        layout = "NCHW" if kernel.vector else "NHWC8"
+        layout = "NCHW" if kernel.vector else "channels in groups of 8"
         bytes_moved = 2 * TYPES[kernel.type][1]
         lines.append(
             f"| {kernel.type}, k = {kernel.k}, {layout} | {bytes_moved} | " + " | ".join(cells) + " |"
@@ -84,14 +84,14 @@ def times_table(batch: int = 32, size: int = 224) -> str:
     elements = batch * sum(math.prod(shape) for shape in shapes)
     passes_over_memory = {
         "the plugin": 2,
-        "convolution, then one fused elementwise": 5,
-        "one kernel per step": 9,
+        "depthwise convolution, then one fused elementwise kernel": 5,
+        "one kernel for each step": 9,
     }
     lines = [
-        f"All {len(shapes)} Sparta nodes of ResNet-18 at {size}x{size}, batch {batch}, float16: "
+        f"All {len(shapes)} feature maps of ResNet-18 at {size}x{size}, batch {batch}, float16: "
         f"{elements / 1e6:.0f} million elements.",
         "",
-        "| | passes over memory | " + " | ".join(gpu.name for gpu in GPUS) + " |",
+        "| computation | passes over memory | " + " | ".join(gpu.name for gpu in GPUS) + " |",
         "|---|---:|" + "---:|" * len(GPUS),
     ]
     for name, passes in passes_over_memory.items():

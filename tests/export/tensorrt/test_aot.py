@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -23,7 +23,8 @@ from robust_export.kernels import nvrtc
 from robust_export.nn.sparta import sparta
 from robust_export.runtimes.tensorrt.variants import Variant
 from tests.export.tensorrt.aot_double import DataType, Plugins, TensorDesc, TensorFormat
-from tests.kernels.compiling import all_kernels, kernels_on_cpu
+from tests.kernels.build_cache import build_once
+from tests.kernels.compiling import all_kernels, kernels_on_cpu, run_command, tools_or_skip
 
 TYPES = {
     DataType.FLOAT: (torch.float32, 1e-5),
@@ -64,19 +65,19 @@ def variant(monkeypatch: pytest.MonkeyPatch) -> Variant:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """Every kernel compiled for the CPU; run_<kernel name> launches it."""
-    folder = tmp_path_factory.mktemp("aot")
     every = all_kernels()
-    (folder / "all.cpp").write_text(
-        '#include "cuda_on_cpu.h"\n' + nvrtc.program(every) + "".join(map(starter, every))
-    )
-    plugins = kernels.source_folder()
-    includes = [f"-I{plugins / 'core'}", f"-I{plugins / 'tests'}"]
-    command = kernels_on_cpu("-shared", "-fPIC", "-w", *includes)
-    files = [str(folder / "all.cpp"), "-o", str(folder / "all.so")]
-    subprocess.run([*command, *files], check=True, capture_output=True)
-    return ctypes.CDLL(str(folder / "all.so"))
+    source = '#include "cuda_on_cpu.h"\n' + nvrtc.program(every) + "".join(map(starter, every))
+    headers = [kernels.source_folder() / name for name in ("core", "tests")]
+    command = kernels_on_cpu("-shared", "-fPIC", "-w", *(f"-I{folder}" for folder in headers))
+
+    def build(folder: Path) -> None:
+        (folder / "all.cpp").write_text(source)
+        run_command([*command, str(folder / "all.cpp"), "-o", str(folder / "all.so")])
+
+    inputs: list[str | Path] = [tools_or_skip().version, *command, source, *headers]
+    return ctypes.CDLL(str(build_once("aot-on-cpu", inputs, build) / "all.so"))
 
 
 def starter(kernel: nvrtc.Kernel) -> str:
