@@ -58,7 +58,8 @@ def test_function_body_builds(precisions: Path, rtx: Variant, precision: str) ->
 
 def test_function_body_needs_no_library(trained: Path, rtx: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUST_EXPORT_TRT_LIBRARY", "")
-    with pytest.raises(ArtifactError, match=r"ROBUST_EXPORT_TRT_LIBRARY is set to an empty string\n.*--plugin none"):
+    message = r"ROBUST_EXPORT_TRT_LIBRARY is set to an empty string\n.*--plugin none"
+    with pytest.raises(ArtifactError, match=message):
         parse_network(read_graph(trained / "model.onnx"), "fp32", rtx)
     engine = build_engine(trained / "model.onnx", "fp32", variant="rtx", plugin="none", capability=(8, 9))
     assert engine.capability == (8, 9)
