@@ -78,9 +78,9 @@ def make_recipe(options: argparse.Namespace, settings: dict[str, Any]) -> Recipe
     })  # fmt: skip
 
 
-def formula(x: Tensor, attention: Tensor) -> Tensor:
+def formula(x: Tensor, preactivation: Tensor) -> Tensor:
     """Return Sparta's product without its own gradient: autograd differentiates each operation."""
-    return torch.relu(x) * (2 * torch.sigmoid(attention))
+    return torch.relu(x) * (2 * torch.sigmoid(preactivation))
 
 
 def plain_step(recipe: Recipe, network: nn.Module, pixels: Tensor, labels: Tensor) -> Callable[[], object]:
