@@ -16,7 +16,7 @@ PAGE, SIZE = 4096, 2**26  # bytes
 def page_faults_of_64_mb() -> int:
     """Allocate, write and free 64 MB; return the number of page faults.
 
-    By malloc itself: torch allocates by posix_memalign, which in glibc before 2.38 may not find the freed block.
+    Call malloc itself: torch calls posix_memalign, which glibc before 2.38 may not serve from a freed block.
     """
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
