@@ -51,12 +51,14 @@ TINY: dict[str, dict[str, Any]] = {
 
 SLOW_FILES = (
     "kernels/test_core.py",
-    "kernels/test_cuda_kernel.py",
+    "test_tutorial.py",
+    "kernels/test_building.py",
+    "kernels/test_tensorrt_plugin.py",
+    "runtimes/test_ort_blocked.py",
+    "kernels/test_tensorrt_build.py",
     "kernels/test_cubins.py",
-    "training/test_interruption.py",
-    "training/test_distributed.py",
     "verification/test_fault_cases.py",
-    "serving/test_server_process.py",
+    "training/test_distributed.py",
 )
 """The slowest test files, slowest first. They start first, so that no worker ends long after the others."""
 
