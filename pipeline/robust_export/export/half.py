@@ -51,8 +51,8 @@ def cast_tensor(tensor: onnx.TensorProto, name: str, half: HalfType) -> onnx.Ten
     limits = torch.finfo(half.dtype)
     if not rounded.isfinite().all():
         raise UnsupportedModel(
-            f"{tensor.name} has {exact.abs().max():g}; the largest finite value of {half.name} is {limits.max:g}. "
-            "Export with --precision fp32" + (" or bf16" * (half.name == "fp16"))
+            f"{tensor.name} has {exact.abs().max():g}; the largest finite value of {half.name} is "
+            f"{limits.max:g}. Export with --precision fp32" + (" or bf16" * (half.name == "fp16"))
         )
     if exact.numel() == 1 and exact != 0 and rounded == 0:
         rounded = (exact.sign() * limits.tiny * limits.eps).to(half.dtype)
