@@ -118,13 +118,11 @@ def once_per_run(tmp_path_factory: pytest.TempPathFactory) -> OncePerRun:
 @pytest.fixture(scope="session")
 def trained(once_per_run: OncePerRun) -> Path:
     """Return a trained bundle with model.onnx: read only, shared by all workers; `bundle` is a copy."""
-    return (
-        once_per_run(
-            "trained",
-            lambda folder: export_bundle(train(tiny_recipe(), folder / "tiny", device="cpu")),
-        )
-        / "tiny"
-    )
+
+    def make(folder: Path) -> None:
+        export_bundle(train(tiny_recipe(), folder / "tiny", device="cpu"))
+
+    return once_per_run("trained", make) / "tiny"
 
 
 @pytest.fixture
@@ -134,8 +132,8 @@ def bundle(trained: Path, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def precisions(trained: Path, once_per_run: OncePerRun) -> Path:
-    """Return `trained` with ONNX files of every precision: read only, shared; `whole` is a copy."""
+def all_precisions(trained: Path, once_per_run: OncePerRun) -> Path:
+    """Return `trained` with ONNX files of every precision: read only, shared; `full_bundle` is a copy."""
 
     def make(folder: Path) -> None:
         copytree(trained, folder / "tiny")
@@ -147,9 +145,9 @@ def precisions(trained: Path, once_per_run: OncePerRun) -> Path:
 
 
 @pytest.fixture
-def whole(precisions: Path, tmp_path: Path) -> Bundle:
-    """Return a copy of `precisions` that the test may change."""
-    return Bundle.open(copytree(precisions, tmp_path / "tiny"))
+def full_bundle(all_precisions: Path, tmp_path: Path) -> Bundle:
+    """Return a copy of `all_precisions` that the test may change."""
+    return Bundle.open(copytree(all_precisions, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,9 +22,9 @@ def run(bundle: Bundle, *args: str | Path) -> Result:
     return run_command("tensorrt", "--model", bundle.path, *args)
 
 
-def test_engines_are_listed_in_the_manifest(whole: Bundle, rtx: Variant, plugin: Path) -> None:
+def test_engines_are_listed_in_the_manifest(full_bundle: Bundle, rtx: Variant, plugin: Path) -> None:
     result = run(
-        whole, "--precision", "fp16", "--flavor", "rtx", "--compute-capability", "8.9,sm_120",
+        full_bundle, "--precision", "fp16", "--flavor", "rtx", "--compute-capability", "8.9,sm_120",
         "--compute-capability", "75", "--batch", "1,4,8", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -32,16 +32,16 @@ def test_engines_are_listed_in_the_manifest(whole: Bundle, rtx: Variant, plugin:
     names = [f"model.fp16.sm{number}.rtx.engine" for number in (89, 120, 75)]
     assert [Path(engine["file"]).name for engine in found["engines"]] == names
     assert found["refused"] == []
-    opened = Bundle.open(whole.path)  # checks every digest
+    opened = Bundle.open(full_bundle.path)  # checks every digest
     assert opened.files("engine") == names
-    nodes = sum(n.op_type == "Sparta" for n in onnx.load(whole.file("model.fp16.onnx")).graph.node)
+    nodes = sum(n.op_type == "Sparta" for n in onnx.load(full_bundle.file("model.fp16.onnx")).graph.node)
     entry = opened.manifest["files"][names[0]]
     assert entry == {
         "sha256": sha256(opened.file(names[0])), "bytes": opened.file(names[0]).stat().st_size,
         "kind": "engine", "precision": "fp16", "flavor": "rtx", "tensorrt": rtx.version,
         "compute_capability": "8.9", "plugin": "library", "plugin_library": sha256(plugin),
         "sparta_nodes": nodes, "plugin_layers": nodes, "profile": {"min": 1, "opt": 4, "max": 8},
-        "source": {"file": "model.fp16.onnx", "sha256": sha256(whole.file("model.fp16.onnx"))},
+        "source": {"file": "model.fp16.onnx", "sha256": sha256(full_bundle.file("model.fp16.onnx"))},
         "options": {"tf32": False, "fuse_add": False, "workspace": None, "version_compatible": False,
                     "hardware_compatible": None},
         "inspected": False,

@@ -224,8 +224,8 @@ def test_other_architectures(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "opset"), [("fp16", 20), ("bf16", 22)])
-def test_bundle_file(name: str, opset: int, precisions: Path) -> None:
-    bundle = Bundle.open(precisions)
+def test_bundle_file(name: str, opset: int, all_precisions: Path) -> None:
+    bundle = Bundle.open(all_precisions)
     path = bundle.file(f"model.{name}.onnx")
     entry = bundle.manifest["files"][path.name]
     assert (entry["kind"], entry["precision"], entry["opset"]) == ("onnx", name, opset)

@@ -217,8 +217,8 @@ def test_other_data_set_raises(trained: Path) -> None:
         calibration_images(bundle, load(bundle), Calibration())
 
 
-def test_bundle_file(precisions: Path) -> None:
-    bundle = Bundle.open(precisions)
+def test_bundle_file(all_precisions: Path) -> None:
+    bundle = Bundle.open(all_precisions)
     path = bundle.file("model.int8.onnx")
     entry = bundle.manifest["files"][path.name]
     assert (entry["precision"], entry["opset"]) == ("int8", 20)

@@ -36,9 +36,9 @@ def images(n: int) -> Any:
 
 
 @pytest.fixture
-def halves(precisions: Path) -> dict[str, Path]:
+def halves(all_precisions: Path) -> dict[str, Path]:
     """The trained network's files in fp16 and bf16."""
-    return {name: precisions / f"model.{name}.onnx" for name in ("fp16", "bf16")}
+    return {name: all_precisions / f"model.{name}.onnx" for name in ("fp16", "bf16")}
 
 
 @pytest.mark.parametrize("n", [1, 5, 8])

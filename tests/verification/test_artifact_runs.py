@@ -30,11 +30,11 @@ LENIENT = replace(
 
 
 @pytest.fixture
-def lower(whole: Bundle, verified: Verified, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+def lower(full_bundle: Bundle, verified: Verified, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """Return a bundle with files of all precisions and the results of the attacks on the reference model."""
-    copytree(verified.path / "checkpoints", whole.path / "checkpoints", dirs_exist_ok=True)
+    copytree(verified.path / "checkpoints", full_bundle.path / "checkpoints", dirs_exist_ok=True)
     monkeypatch.setattr(verify_module, "render", lambda report: "")
-    return whole
+    return full_bundle
 
 
 def open_one(bundle: Bundle, name: str | Path, settings: Verify = FAST, runtime: str = "auto") -> ArtifactRun:

@@ -29,8 +29,8 @@ TURING_LACKS = {"fp32": "FP32 GEMM is not supported", "bf16": "b16", "int8": "FP
 
 
 @pytest.mark.parametrize("precision", ONNX_FILES)
-def test_every_compute_capability(precisions: Path, rtx: Variant, plugin: Path, precision: str) -> None:
-    parsed = parse_network(read_graph(precisions / ONNX_FILES[precision], "library"), precision, rtx)
+def test_every_compute_capability(all_precisions: Path, rtx: Variant, plugin: Path, precision: str) -> None:
+    parsed = parse_network(read_graph(all_precisions / ONNX_FILES[precision], "library"), precision, rtx)
     assert parsed.plugin_layers == len(parsed.graph.sparta)
     assert parsed.plugin_file == plugin
     refused: dict[tuple[int, int], str] = {}
@@ -46,8 +46,8 @@ def test_every_compute_capability(precisions: Path, rtx: Variant, plugin: Path, 
 
 
 @pytest.mark.parametrize("precision", ONNX_FILES)
-def test_function_body_builds(precisions: Path, rtx: Variant, precision: str) -> None:
-    parsed = parse_network(read_graph(precisions / ONNX_FILES[precision], "none"), precision, rtx)
+def test_function_body_builds(all_precisions: Path, rtx: Variant, precision: str) -> None:
+    parsed = parse_network(read_graph(all_precisions / ONNX_FILES[precision], "none"), precision, rtx)
     assert parsed.plugin_layers == 0
     assert parsed.plugin_file is None
     engines = list(build_engines(parsed, [(8, 0), (12, 0)]))
@@ -210,10 +210,10 @@ def test_check_network(trained: Path, rtx: Variant) -> None:
         check_network(layers("ppcc"), body, "fp32", rtx)
 
 
-def test_wrong_precision_raises(precisions: Path, rtx: Variant, plugin: Path) -> None:
+def test_wrong_precision_raises(all_precisions: Path, rtx: Variant, plugin: Path) -> None:
     for precision, requested in (("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "int8")):
         with pytest.raises(ArtifactError, match=f"in {precision} for .*; expected .* in {requested}"):
-            parse_network(read_graph(precisions / ONNX_FILES[precision]), requested, rtx)
+            parse_network(read_graph(all_precisions / ONNX_FILES[precision]), requested, rtx)
 
 
 def test_check_engine(trained: Path) -> None:

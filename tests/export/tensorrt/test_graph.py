@@ -55,15 +55,15 @@ def test_nodes_get_names(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.int8.onnx"])
-def test_function_body_is_inlined(precisions: Path, file: str) -> None:
-    graph = read_graph(precisions / file, "none")
+def test_function_body_is_inlined(all_precisions: Path, file: str) -> None:
+    graph = read_graph(all_precisions / file, "none")
     assert not graph.model.functions
     assert not sparta_nodes(graph.model)
-    np.testing.assert_allclose(logits(graph.model), logits(onnx.load(precisions / file)), atol=1e-5)
+    np.testing.assert_allclose(logits(graph.model), logits(onnx.load(all_precisions / file)), atol=1e-5)
 
 
-def test_int32_biases_become_float32(precisions: Path) -> None:
-    model = onnx.load(precisions / "model.int8.onnx")
+def test_int32_biases_become_float32(all_precisions: Path) -> None:
+    model = onnx.load(all_precisions / "model.int8.onnx")
     int32_names = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT32}
     expected = logits(model)
     readers = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in int32_names]
