@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from robust_export.export.function_body import add_sparta_function
-from robust_export.nn.models import PixelClassifier, create_model
+from robust_export.nn.models import create_model
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.replace import replace_activations
 from robust_export.nn.sparta import sparta_modules
 

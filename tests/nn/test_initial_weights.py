@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from robust_export.errors import UnsupportedModel
 from robust_export.nn.initial_weights import load_initial_weights
-from robust_export.nn.models import PixelClassifier, create_model
+from robust_export.nn.models import create_model
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.sparta import sparta_modules
 from robust_export.nn.state_dict import tensors
 

@@ -6,8 +6,8 @@ import pytest
 import timm
 
 from robust_export.errors import UnknownName
+from robust_export.nn.activations import ACTIVATIONS
 from robust_export.nn.model_names import SHORT_NAMES, model_names, split_name
-from robust_export.nn.replace import ACTIVATIONS
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from robust_export.export.exporter import export_onnx
 from robust_export.nn.initial_weights import load_initial_weights
-from robust_export.nn.models import PixelClassifier, create_model
+from robust_export.nn.models import create_model
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.pssilu import ParametricShiftedSiLU
 from robust_export.nn.replace import replace_activations
 from robust_export.nn.sites import find_sites

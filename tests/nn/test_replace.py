@@ -11,12 +11,8 @@ import torch.nn.functional as F
 from timm.models.nfnet import GammaAct
 from torch import nn
 
-from robust_export.nn.replace import (
-    ACTIVATIONS,
-    ChannelsLast,
-    PerWidth,
-    replace_activations,
-)
+from robust_export.nn.activations import ACTIVATIONS
+from robust_export.nn.replace import ChannelsLast, PerWidth, replace_activations
 from robust_export.nn.sites import POINTWISE
 from robust_export.nn.sparta import Sparta, sparta, sparta_modules
 from robust_export.recipe.schema import Sharing

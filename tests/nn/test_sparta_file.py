@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_export.errors import SpartaMismatch
-from robust_export.nn.models import PixelClassifier, create_model
+from robust_export.nn.models import create_model
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.replace import PerWidth, replace_activations
 from robust_export.nn.sparta import Sparta, sparta_modules
 from robust_export.nn.sparta_file import (

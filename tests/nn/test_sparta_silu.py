@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from robust_export.errors import SpartaMismatch, UnsupportedModel
 from robust_export.export.exporter import export_onnx
-from robust_export.nn.models import PixelClassifier, create_model
+from robust_export.nn.models import create_model
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.sparta import Sparta, sparta_modules, sparta_silu
 from robust_export.nn.sparta_file import load_sparta, save_sparta
 

@@ -11,6 +11,7 @@ ONNXRUNTIME_INCLUDE_DIR and TENSORRT_INCLUDE_DIR the header folders; CXX and CUD
 
 from robust_export.kernels.building import Build, build
 from robust_export.kernels.libraries import (
+    ort_has_cuda,
     ort_library,
     ort_load_error,
     trt_library,
@@ -26,7 +27,7 @@ from robust_export.kernels.paths import (
     cache_folder,
     source_folder,
 )
-from robust_export.kernels.status import describe, ort_has_cuda
+from robust_export.kernels.status import describe
 from robust_export.kernels.toolchain import Tools, find_nvcc, find_tools
 
 __all__ = [

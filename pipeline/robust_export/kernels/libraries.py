@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from robust_export.errors import BuildError, reason
 from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
@@ -118,3 +120,20 @@ def trt_library_info(library: Path) -> str | None:
         raise BuildError(lines[-1] if lines else f"opening {library} ended with code {result.returncode}")
     info: str | None = json.loads(result.stdout.splitlines()[-1])
     return info
+
+
+def ort_has_cuda() -> bool:
+    """Return whether the library for ONNX Runtime has a kernel for its CUDA provider."""
+    library = ort_library()
+    return library is not None and bool(ort_features(library).get("cuda"))
+
+
+def ort_features(library: Path) -> dict[str, Any]:
+    """Return the CPU instruction set in use and whether there is a CUDA kernel; {} for another library."""
+    try:
+        handle = ctypes.CDLL(str(library))
+        handle.sparta_instructions.restype = ctypes.c_char_p
+        instructions = handle.sparta_instructions().decode()
+        return {"instructions": instructions, "cuda": bool(handle.sparta_has_cuda())}
+    except (OSError, AttributeError):
+        return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from robust_export.errors import BuildError
 from robust_export.kernels.building import BUILD_INFO
 from robust_export.kernels.headers.tensorrt import find_tensorrt_headers
 from robust_export.kernels.libraries import (
+    ort_features,
     ort_library,
     ort_load_error,
     trt_library,
@@ -33,30 +33,13 @@ def describe() -> dict[str, Any]:
     return {"libraries": libraries, "tools": tools, "cache": str(cache_folder())}
 
 
-def ort_has_cuda() -> bool:
-    """Return whether the library for ONNX Runtime has a kernel for its CUDA provider."""
-    library = ort_library()
-    return library is not None and bool(_ort_features(library).get("cuda"))
-
-
 def _describe_ort_library() -> dict[str, Any]:
     library = ort_library()
     if library is None:
         return {"path": None, "loads": False, "why": why_no_ort_library()}
     error = ort_load_error(library)
     entry: dict[str, Any] = {"path": str(library), "loads": error is None, "why": error}
-    return entry if error else entry | _ort_features(library)
-
-
-def _ort_features(library: Path) -> dict[str, Any]:
-    """Return the CPU instruction set in use and whether there is a CUDA kernel; {} for another library."""
-    try:
-        handle = ctypes.CDLL(str(library))
-        handle.sparta_instructions.restype = ctypes.c_char_p
-        instructions = handle.sparta_instructions().decode()
-        return {"instructions": instructions, "cuda": bool(handle.sparta_has_cuda())}
-    except (OSError, AttributeError):
-        return {}
+    return entry if error else entry | ort_features(library)
 
 
 def _describe_trt_library() -> dict[str, Any]:

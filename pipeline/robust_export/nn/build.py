@@ -9,7 +9,8 @@ from torch import nn
 
 from robust_export.bundle import Bundle
 from robust_export.nn.initial_weights import load_initial_weights
-from robust_export.nn.models import PixelClassifier, create_model
+from robust_export.nn.models import create_model
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.sparta import sparta_modules
 from robust_export.nn.sparta_file import freeze_sparta, load_sparta
 from robust_export.recipe.schema import Model, SpartaOptions

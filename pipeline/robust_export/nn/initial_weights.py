@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_export.errors import UnsupportedModel, reason
+from robust_export.nn.activations import LEARNABLE
 from robust_export.nn.model_names import split_name
-from robust_export.nn.models import PixelClassifier
-from robust_export.nn.replace import LEARNABLE
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.state_dict import tensors
 from robust_export.nn.stem import layer_names
 

@@ -9,7 +9,8 @@ import safetensors.torch
 
 from robust_export.bundle import Bundle
 from robust_export.errors import BundleError, InvalidValue
-from robust_export.nn.models import PixelClassifier, create_model
+from robust_export.nn.models import create_model
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.state_dict import load_tensors
 
 WEIGHTS = "weights.safetensors"

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 import timm
 
 from robust_export.errors import unknown
-from robust_export.nn.replace import ACTIVATIONS
+from robust_export.nn.activations import ACTIVATIONS
 
 SHORT_NAMES = {f"r{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
 

@@ -8,38 +8,15 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robust_export.errors import UnsupportedModel, reason
 from robust_export.nn.model_names import convertible_backbones, split_name
+from robust_export.nn.pixel_classifier import PixelClassifier
 from robust_export.nn.replace import replace_activations
 from robust_export.nn.sites import NO_FEATURE_MAP
 from robust_export.nn.stem import SMALL_IMAGE, keep_resolution
 from robust_export.recipe.schema import Sharing, SpartaForm
-
-
-class PixelClassifier(nn.Module):
-    """Normalisation followed by a backbone: pixels [N, C, H, W] in [0, 1] to logits [N, K]."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self, name: str, backbone: nn.Module, mean: list[float], std: list[float], *,
-        num_classes: int, image_size: int, in_chans: int,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.name = name
-        self.num_classes = num_classes
-        self.image_size = image_size
-        self.in_chans = in_chans
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        self.backbone = backbone
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.backbone((pixels - self.mean) / self.std)
-        return logits
 
 
 def create_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import get_args
 
@@ -11,22 +10,10 @@ from timm.models.nfnet import GammaAct
 from torch import Tensor, nn
 
 from robust_export.errors import InvalidValue, unknown
-from robust_export.nn.pssilu import ParametricShiftedSiLU
+from robust_export.nn.activations import ACTIVATIONS
 from robust_export.nn.sites import Site, find_sites
 from robust_export.nn.sparta import Sparta
 from robust_export.recipe.schema import Sharing, SpartaForm
-
-LEARNABLE = (Sparta, ParametricShiftedSiLU)  # activations with parameters, one per width or per site
-
-ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "sparta": Sparta,
-    "relu": lambda _: nn.ReLU(),
-    "silu": lambda _: nn.SiLU(),
-    "gelu": lambda _: nn.GELU(),
-    "softplus": lambda _: nn.Softplus(),
-    "pssilu": lambda _: ParametricShiftedSiLU(),
-}
-"""Activations that a model name can end in, made from a number of channels."""
 
 
 def replace_activations(
@@ -73,11 +60,6 @@ def replace_activations(
                 by_width[width] = make(width).to(device)
         _replace(module, site, {width: by_width[width] for width in site.widths})
     return sites
-
-
-def learnable_activations(module: nn.Module) -> list[nn.Module]:
-    """Return the network's activations that have parameters, each once."""
-    return [child for child in module.modules() if isinstance(child, LEARNABLE)]
 
 
 class PerWidth(nn.ModuleDict):

@@ -14,9 +14,8 @@ import onnx
 import onnxruntime as ort
 
 from robust_export.errors import ArtifactError, BuildError, reason
-from robust_export.kernels.libraries import ort_library, why_no_ort_library
+from robust_export.kernels.libraries import ort_has_cuda, ort_library, why_no_ort_library
 from robust_export.kernels.paths import BUILD_HINT, KERNEL_SIZES
-from robust_export.kernels.status import ort_has_cuda
 from robust_export.nn.onnx_operator import OPERATOR
 from robust_export.runtimes.classifier import Logits, Pixels
 from robust_export.runtimes.onnx_model import (

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from robust_export.nn.replace import learnable_activations
+from robust_export.nn.activations import learnable_activations
 from robust_export.recipe.schema import Train
 
 MIN_WARMUP = 1e-6  # steps; a shorter one is none
