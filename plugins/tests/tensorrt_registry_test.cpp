@@ -12,31 +12,11 @@
 #include <fstream>
 #include <string>
 
+#include "dynamic_library.h"
+
 namespace {
 
 using namespace nvinfer1;
-
-#define CHECK(condition)                                                \
-  do {                                                                  \
-    if (!(condition)) {                                                 \
-      std::printf("FAILED %s:%d %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                     \
-    }                                                                   \
-  } while (false)
-
-template <class Function>
-Function* find(void* library, const char* name) {
-  void* const function = dlsym(library, name);
-  CHECK(function != nullptr);
-  return reinterpret_cast<Function*>(function);
-}
-
-void* open(const std::string& path) {
-  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) std::printf("%s\n", dlerror());
-  CHECK(library != nullptr);
-  return library;
-}
 
 const char* (*last_error)() = nullptr;
 

@@ -12,17 +12,11 @@
 #include <string>
 #include <vector>
 
+#include "dynamic_library.h"
+
 namespace {
 
 using namespace nvinfer1;
-
-#define CHECK(condition)                                                \
-  do {                                                                  \
-    if (!(condition)) {                                                 \
-      std::printf("FAILED %s:%d %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                     \
-    }                                                                   \
-  } while (false)
 
 const char* (*last_error)() = nullptr;
 
