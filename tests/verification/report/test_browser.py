@@ -5,16 +5,15 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pdfplumber
 import pytest
 
+from tests.serving.ui.browser import find_browser
 from tests.verification.report.pages import page_of
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
@@ -43,8 +42,7 @@ onload = () => {{
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    return path or pytest.skip(f"needs a browser; none of {', '.join(BROWSERS)} is installed (make browser)")
+    return find_browser()
 
 
 def run(browser: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
